@@ -1,0 +1,71 @@
+"""What every adapter family produces, and the head that all of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedquilt.errors import ConfigError, did_you_mean
+from fedquilt.models.loading import Base
+from fedquilt.types import Leaf, Spec, State
+
+HeadPolicy = Literal["federated", "per-task", "private", "frozen"]
+HEAD_POLICIES = ("federated", "per-task", "private", "frozen")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One family on one base model.
+
+    Attributes:
+        spec: leaves and algebra, what the parts and the server see.
+        init: the common start of all clients (independent starts cannot be averaged, nor clustered).
+        modules: adapted linear maps in model order; empty for families without any.
+        dropout: probability on the input of the adapter branch.
+        heads: heads in one adapter: 1, or the number of tasks under the per-task policy.
+    """
+
+    spec: Spec
+    init: State
+    modules: tuple[str, ...] = ()
+    alpha: float = 1.0
+    dropout: float = 0.0
+    heads: int = 1
+    roles: tuple[str, ...] = field(default=())
+
+
+def head_leaves(base: Base, policy: str, heads: int, first_index: int) -> tuple[list[Leaf], dict[str, Tensor]]:
+    """Leaves and start of the classification head: ``<module>/head.<parameter>``, with a leading ``[heads]`` axis per task."""
+    if policy not in HEAD_POLICIES:
+        raise ConfigError(f"unknown head policy '{policy}'", where="adapter.head", fix=did_you_mean(policy, HEAD_POLICIES))
+    leaves, init = [], {}
+    for path, parameter, tensor in head_parameters(base):
+        value = tensor.detach().clone()
+        if heads > 1:
+            value = value.expand(heads, *value.shape).clone()
+        name = f"{path}/head.{parameter}"
+        leaves.append(Leaf(name, tuple(value.shape), "head", first_index, dtype=value.dtype))
+        init[name] = value
+    return leaves, init
+
+
+def head_parameters(base: Base) -> Iterable[tuple[str, str, Tensor]]:
+    """(module path, parameter name, tensor) of every head parameter, in model order."""
+    for top in base.head:
+        for name, tensor in base.model.get_submodule(top).named_parameters():
+            inner, _, parameter = name.rpartition(".")
+            yield (f"{top}.{inner}" if inner else top), parameter, tensor
+
+
+def head_key(leaf: str) -> str:
+    """``classifier.dense/head.weight`` -> ``classifier.dense.weight``: the tensor's name in the base model."""
+    return leaf.replace("/head.", ".")
+
+
+def as_dtype(init: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """All tensors in the base model's dtype, keys sorted."""
+    return {name: init[name].to(dtype) for name in sorted(init)}

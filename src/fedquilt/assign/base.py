@@ -1,0 +1,55 @@
+"""The assignment protocol, and the trivial one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from fedquilt.types import Hub, Metrics, Round, Spec, Updates
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Row of each contribution ``[n]`` int64, and numbers worth logging."""
+
+    group: Tensor
+    metrics: Metrics = field(default_factory=dict)
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Assign(Protocol):
+    """Sort contributions into rows.
+
+    ``sees`` is what the part must be able to look at: ``sum`` (nothing of a single update), ``each`` (that an update exists
+    and from whom) or ``content`` (its tensors). A class constant: a method cannot talk it away.
+    """
+
+    sees: ClassVar[str]
+
+    @property
+    def rows(self) -> int:
+        """Rows of the bank, newcomers' row 0 included."""
+        ...
+
+    def __call__(self, updates: Updates, hub: Hub, spec: Spec, now: Round) -> Assignment:
+        """The row of every contribution."""
+        ...
+
+
+@dataclass(frozen=True)
+class one:
+    """Everybody in row 0: FedAvg (McMahan et al. 2017) and all single-adapter methods."""
+
+    sees: ClassVar[str] = "sum"
+
+    @property
+    def rows(self) -> int:
+        """One."""
+        return 1
+
+    def __call__(self, updates: Updates, hub: Hub, spec: Spec, now: Round) -> Assignment:
+        return Assignment(torch.zeros(len(updates), dtype=torch.long))

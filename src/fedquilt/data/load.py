@@ -1,0 +1,163 @@
+"""From a task's configuration to checked texts and labels, before any tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedquilt.data import assets, labels
+from fedquilt.data.spec import Kind, TaskConfig
+from fedquilt.data.tables import Table, pick, read_file, read_hub
+from fedquilt.errors import DataError
+from fedquilt.rng import numpy_generator
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class RawSplit:
+    """``n`` rows: one or two texts and a label each."""
+
+    texts: tuple[tuple[str, ...], ...]
+    labels: NDArray[np.int64] | NDArray[np.float64]
+    """``[n]`` class numbers (int64) or values to be predicted (float64)."""
+    columns: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
+    """Further columns ``[n]``, for partitions by column."""
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, rows: NDArray[np.int64]) -> RawSplit:
+        """The given rows, in the given order."""
+        columns = {name: values[rows] for name, values in self.columns.items()}
+        return RawSplit(tuple(self.texts[row] for row in rows), self.labels[rows], columns)
+
+
+@dataclass(frozen=True)
+class RawTask:
+    """One task with its two splits, and ``notes``: what was dropped or left out."""
+
+    name: str
+    kind: Kind
+    labels: tuple[str, ...]
+    metrics: tuple[str, ...]
+    train: RawSplit
+    evaluation: RawSplit
+    notes: tuple[str, ...] = ()
+
+
+def load(task: TaskConfig, *, root: Path, cache: Path, seed: int, columns: Sequence[str] = (), say: Say | None = None) -> RawTask:
+    """Read, check and subset one task.
+
+    Args:
+        root: folder that a relative ``file:`` path starts from.
+        cache: folder of downloaded archives (``asset:`` sources).
+        seed: of the hold-out and of the subsets; each task has its own stream.
+        columns: further columns of the training rows to keep, for a partition by column.
+        say: called with a sentence when something is downloaded.
+
+    Raises:
+        DataError: a source, file, split or column is missing, a label is null or outside the set, or a split has no usable row.
+    """
+    wanted = [*task.text, task.label]
+    train_table = _read(task, task.train_split, [*wanted, *columns], root, cache, say)
+    names = _label_names(task, train_table)
+    notes: list[str] = []
+    train = _split(task, train_table, names, columns, "train", notes)
+    if task.eval_split is None:
+        train, evaluation = _hold_out(task, train, seed, notes)
+    else:
+        table = _read(task, task.eval_split, wanted, root, cache, say)
+        evaluation = _split(task, table, names, (), "evaluation", notes)
+    train = _subset(train, task.max_train, seed, (task.name, "train"), notes)
+    evaluation = _subset(evaluation, task.max_eval, seed, (task.name, "evaluation"), notes)
+    return RawTask(task.name, task.kind, names, task.metrics, train, evaluation, tuple(notes))
+
+
+def _read(task: TaskConfig, split: str, wanted: Sequence[str], root: Path, cache: Path, say: Say | None) -> Table:
+    kind, _, rest = task.source.partition(":")
+    if kind == "hub":
+        repo, _, config = rest.partition(":")
+        return read_hub(repo, config or None, split, wanted, task.label)
+    if kind == "file":
+        _check_split(task, split, one_file="{split}" not in rest)
+        return read_file(root / Path(rest.replace("{split}", split)).expanduser(), wanted, task.text)
+    _check_split(task, split, one_file=True)
+    rows = assets.dataset(rest, cache=cache, say=say)
+    names = pick(list(rows[0]), wanted, task.source)
+    return Table({name: [row[name] for row in rows] for name in names}, task.source, assets.find(rest).labels)
+
+
+def _check_split(task: TaskConfig, split: str, *, one_file: bool) -> None:
+    if one_file and split == task.eval_split:
+        raise DataError(
+            f"there is no split {split!r}: the source is one set of rows",
+            where=f"task {task.name!r}: {task.source}",
+            fix="leave eval_split out (eval_share of the rows is held out), or write {split} in the path",
+        )
+
+
+def _label_names(task: TaskConfig, table: Table) -> tuple[str, ...]:
+    if task.kind == "regression":
+        return ()
+    if task.labels is not None or table.label_names is not None:
+        return task.labels or table.label_names or ()
+    return labels.label_set(table.columns[task.label], f"{table.where}, column {task.label!r}")
+
+
+def _split(task: TaskConfig, table: Table, names: tuple[str, ...], columns: Sequence[str], part: str, notes: list[str]) -> RawSplit:
+    """Texts and labels of all rows in which at least one text column says something."""
+    texts = list(zip(*(table.columns[name] for name in task.text), strict=True))
+    for name in task.text:
+        _check_text(table, name)
+    filled = [i for i, row in enumerate(texts) if any(text and not text.isspace() for text in row)]
+    if len(filled) < len(texts):
+        notes.append(f"{part}: {len(texts) - len(filled):,} rows without text dropped")
+    if not filled:
+        raise DataError(f"no row has a text in {' or '.join(task.text)}", where=table.where)
+    numbers = [i + 1 for i in filled]
+    where = f"{table.where}, column {task.label!r}"
+    values = [table.columns[task.label][i] for i in filled]
+    converted = (
+        labels.targets(values, numbers, where) if task.kind == "regression" else labels.classes(values, names, numbers, where)
+    )
+    extra = {name: _column(table, name, filled) for name in columns}
+    return RawSplit(tuple(tuple(text or "" for text in texts[i]) for i in filled), converted, extra)
+
+
+def _check_text(table: Table, name: str) -> None:
+    for row, value in enumerate(table.columns[name], start=1):
+        if value is not None and not isinstance(value, str):
+            what = f"column {name!r} holds {type(value).__name__}, not text: {str(value)[:60]!r}"
+            raise DataError(what, where=f"{table.where}, row {row}", fix="check the task's text columns")
+
+
+def _column(table: Table, name: str, rows: Sequence[int]) -> NDArray[np.str_]:
+    values = table.columns[name]
+    for i in rows:
+        if labels.is_null(values[i]):
+            raise DataError(f"column {name!r} is empty", where=f"{table.where}, row {i + 1}", fix="a partition by column needs it")
+    return np.array([labels.key(values[i]) for i in rows], dtype=np.str_)
+
+
+def _hold_out(task: TaskConfig, rows: RawSplit, seed: int, notes: list[str]) -> tuple[RawSplit, RawSplit]:
+    n = len(rows)
+    held = round(n * task.eval_share)
+    if not 0 < held < n:
+        what = f"{n} rows cannot be split into training and evaluation with eval_share = {task.eval_share}"
+        raise DataError(what, where=f"task {task.name!r}")
+    order = numpy_generator(seed, "hold-out", task.name).permutation(n)
+    notes.append(f"evaluation: {held:,} of {n:,} training rows held out (seed {seed})")
+    return rows.take(np.sort(order[held:])), rows.take(np.sort(order[:held]))
+
+
+def _subset(rows: RawSplit, most: int | None, seed: int, salt: tuple[str, str], notes: list[str]) -> RawSplit:
+    n = len(rows)
+    if most is None or n <= most:
+        return rows
+    notes.append(f"{salt[1]}: a random {most:,} of {n:,} rows (seed {seed})")
+    return rows.take(np.sort(numpy_generator(seed, "subset", *salt).permutation(n)[:most]))

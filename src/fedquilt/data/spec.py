@@ -1,0 +1,184 @@
+"""What a user writes about data: one :class:`TaskConfig` per task and one :class:`PartitionConfig` per run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from fedquilt.errors import ConfigError, did_you_mean
+
+Kind = Literal["classification", "regression"]
+Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
+How = Literal["dirichlet-task", "dirichlet-label", "iid", "column", "shards", "file"]
+FILE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".arrow")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The fields of a published task: columns, labels and splits as on the hub."""
+
+    source: str
+    text: tuple[str, ...]
+    labels: tuple[str, ...] | None
+    metrics: tuple[Metric, ...]
+    kind: Kind = "classification"
+    eval_split: str = "validation"
+    """The split on the hub; a local file of the same task is looked for as ``validation``."""
+
+
+_PAIR = ("sentence1", "sentence2")
+_SAME = ("not_equivalent", "equivalent")
+_FOLLOWS = ("entailment", "not_entailment")
+
+
+def _glue(name: str, text: tuple[str, ...], labels: tuple[str, ...], *metrics: Metric) -> tuple[str, Preset]:
+    return f"glue/{name}", Preset(f"hub:nyu-mll/glue:{name}", text, labels, metrics or ("accuracy",))
+
+
+# Label order and columns: the hub's nyu-mll/glue. Metrics: Wang et al. 2019, "GLUE" (ICLR), table 1.
+PRESETS: dict[str, Preset] = dict(
+    [
+        _glue("cola", ("sentence",), ("unacceptable", "acceptable"), "matthews"),
+        _glue("sst2", ("sentence",), ("negative", "positive")),
+        _glue("mrpc", _PAIR, _SAME, "accuracy", "f1"),
+        _glue("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), "accuracy", "f1"),
+        _glue("qnli", ("question", "sentence"), _FOLLOWS),
+        _glue("rte", _PAIR, _FOLLOWS),
+        _glue("wnli", _PAIR, ("not_entailment", "entailment")),
+    ]
+) | {
+    "glue/stsb": Preset("hub:nyu-mll/glue:stsb", _PAIR, None, ("pearson", "spearman"), "regression"),
+    "glue/mnli": Preset(
+        "hub:nyu-mll/glue:mnli",
+        ("premise", "hypothesis"),
+        ("entailment", "neutral", "contradiction"),
+        ("accuracy",),
+        eval_split="validation_matched",
+    ),
+}
+
+
+def _filled(given: Mapping[str, Any]) -> dict[str, Any]:
+    """``given`` with the gaps filled by its preset; a local file without ``{split}`` has no evaluation split."""
+    name = given["preset"]
+    preset = PRESETS.get(name)
+    if preset is None:
+        raise ConfigError(f"there is no preset {name!r}", where="tasks.preset", fix=did_you_mean(str(name), PRESETS))
+    source = given.get("source") or preset.source
+    eval_split: str | None = preset.eval_split
+    if not source.startswith("hub:"):
+        eval_split = "validation" if "{split}" in source else None
+    fields: dict[str, Any] = {"text": preset.text, "labels": preset.labels, "metrics": preset.metrics, "kind": preset.kind}
+    fields |= {"source": source, "eval_split": eval_split}
+    return fields | {key: value for key, value in given.items() if value is not None}
+
+
+def _one_or_more(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_one_or_more)]
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TaskConfig(_Config):
+    """One task: where its rows are and which columns mean what. ``preset`` fills everything that is not given."""
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Also the key in result files."""
+    preset: str | None = None
+    """``glue/sst2`` and the other eight GLUE tasks."""
+    source: str = ""
+    """``hub:REPO[:CONFIG]``, ``file:PATH`` (``{split}`` in PATH stands for the split's name) or ``asset:NAME``."""
+    text: Names = ("text",)
+    """One or two columns."""
+    label: str = "label"
+    labels: tuple[str, ...] | None = None
+    """The label set in order; found in the training rows when not given."""
+    kind: Kind = "classification"
+    metrics: tuple[Metric, ...] = ()
+    """The first one is the primary."""
+    train_split: str = "train"
+    eval_split: str | None = None
+    """Without one, ``eval_share`` of the training rows is held out."""
+    eval_share: float = Field(default=0.1, gt=0, lt=1)
+    max_train: int | None = Field(default=None, ge=1)
+    max_eval: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        filled = _filled(given) if given.get("preset") is not None else dict(given)
+        if not filled.get("metrics"):
+            filled["metrics"] = ("pearson",) if filled.get("kind") == "regression" else ("accuracy",)
+        return filled
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        where = f"task {self.name!r}"
+        if not 1 <= len(self.text) <= 2:
+            raise ConfigError(f"text needs one or two columns, not {len(self.text)}", where=where)
+        if self.labels is not None and len(set(self.labels)) != len(self.labels):
+            raise ConfigError(f"labels holds a name twice: {', '.join(self.labels)}", where=where)
+        if self.labels is not None and self.kind == "classification" and len(self.labels) < 2:
+            raise ConfigError("labels needs at least two names", where=where)
+        if self.eval_split == self.train_split:
+            raise ConfigError(f"{self.eval_split!r} is the training and the evaluation split", where=where)
+        _check_metrics(self.kind, self.metrics, where)
+        _check_source(self.source, where)
+        return self
+
+
+def _check_metrics(kind: Kind, metrics: tuple[Metric, ...], where: str) -> None:
+    for_kind = {"classification": {"accuracy", "f1", "matthews"}, "regression": {"pearson", "spearman"}}[kind]
+    for name in metrics:
+        if name not in for_kind:
+            raise ConfigError(f"metric {name!r} is not for {kind}", where=where, fix=did_you_mean(name, for_kind))
+
+
+def _check_source(source: str, where: str) -> None:
+    kind, _, rest = source.partition(":")
+    if kind not in ("hub", "file", "asset") or not rest:
+        raise ConfigError(
+            f"source {source!r} is not understood" if source else "neither source nor preset is given",
+            where=where,
+            fix="write hub:REPO[:CONFIG], file:PATH or asset:NAME, or give a preset",
+        )
+    suffix = PurePath(rest).suffix
+    if kind == "file" and suffix not in FILE_SUFFIXES:
+        fix = did_you_mean(suffix, FILE_SUFFIXES)
+        raise ConfigError(f"files ending in {suffix!r} cannot be read", where=f"{where}: {source}", fix=fix)
+
+
+class PartitionConfig(_Config):
+    """How the training rows are spread over the clients."""
+
+    how: How = "dirichlet-task"
+    clients: int = Field(default=10, ge=1)
+    alpha: float = Field(default=0.5, gt=0)
+    """Concentration of the Dirichlet rules: small is uneven."""
+    min_share: float = Field(default=0.01, ge=0, lt=1)
+    """``dirichlet-task``: a smaller share of a task becomes none."""
+    column: str | None = None
+    """``column``: rows with the same value belong to one client."""
+    shards_per_client: int = Field(default=2, ge=1)
+    file: str | None = None
+    """``file``: a partition saved before."""
+    seed: int | None = Field(default=None, ge=0)
+    """Of the partition alone; the run's seed when not given."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for how, value in (("column", self.column), ("file", self.file)):
+            if self.how == how and not value:
+                raise ConfigError(f"partition.how = {how!r} needs partition.{how}", where="partition")
+        return self

@@ -1,0 +1,153 @@
+"""Rows of one split as plain columns, from a local file or from the hub. The only user of ``pyarrow`` and ``datasets``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedquilt.errors import DataError, did_you_mean
+
+Values = list[Any]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns of equal length, with what an error message has to say about their origin."""
+
+    columns: Mapping[str, Values]
+    where: str
+    label_names: tuple[str, ...] | None = None
+    """The names of an integer label column, when the source knows them."""
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()), []))
+
+
+def pick(names: Sequence[str], wanted: Sequence[str], where: str) -> list[str]:
+    """``wanted`` without repeats.
+
+    Raises:
+        DataError: one of them is not among ``names``.
+    """
+    for name in wanted:
+        if name not in names:
+            raise DataError(f"there is no column {name!r}", where=where, fix=did_you_mean(name, names))
+    return list(dict.fromkeys(wanted))
+
+
+def read_file(path: Path, wanted: Sequence[str], texts: Sequence[str]) -> Table:
+    """Read the ``wanted`` columns of a csv, tsv, jsonl, parquet or arrow file; those in ``texts`` stay text ("007" is no number).
+
+    Raises:
+        DataError: the file is missing, damaged, not UTF-8, empty, or lacks a column.
+    """
+    import pyarrow as pa
+
+    where = str(path)
+    if not path.is_file():
+        raise DataError("there is no such file", where=where, fix=_neighbours(path))
+    if path.stat().st_size == 0:
+        raise DataError("the file is empty", where=where)
+    try:
+        if path.suffix == ".jsonl":
+            return Table(_read_jsonl(path, wanted), where)
+        if path.suffix in (".csv", ".tsv"):
+            table = _read_csv(path, texts)
+        elif path.suffix == ".parquet":
+            table = _read_parquet(path, wanted)
+        else:
+            table = _read_arrow(path)
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+        fix = "save the file as UTF-8" if "utf" in str(error).lower() else ""
+        raise DataError("the file cannot be read", where=where, why=str(error), fix=fix) from error
+    names = pick(table.column_names, wanted, where)
+    return Table({name: table.column(name).to_pylist() for name in names}, where)
+
+
+def _neighbours(path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f"the folder {folder} does not exist either"
+    return did_you_mean(path.name, sorted(entry.name for entry in folder.iterdir())[:30])
+
+
+def _read_csv(path: Path, texts: Sequence[str]) -> Any:
+    import pyarrow as pa
+    from pyarrow import csv
+
+    # One block: a row longer than a block is an error, and one text may be larger than the default of 1 MiB.
+    block = min(max(path.stat().st_size + 1, 1 << 20), (1 << 31) - 1)
+    return csv.read_csv(
+        path,
+        read_options=csv.ReadOptions(block_size=block),
+        parse_options=csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",", newlines_in_values=True),
+        # Only an empty field is null: "NA", "null" and "nan" are words.
+        convert_options=csv.ConvertOptions(
+            column_types={name: pa.string() for name in texts}, null_values=[""], strings_can_be_null=True
+        ),
+    )
+
+
+def _read_parquet(path: Path, wanted: Sequence[str]) -> Any:
+    from pyarrow import parquet
+
+    file = parquet.ParquetFile(path)
+    return file.read(columns=pick(file.schema_arrow.names, wanted, str(path)))
+
+
+def _read_arrow(path: Path) -> Any:
+    """Both formats are called .arrow: ``datasets`` writes the stream format, most others the file format."""
+    import pyarrow as pa
+
+    with pa.memory_map(str(path)) as source:
+        is_file = source.read(6) == b"ARROW1"
+        source.seek(0)
+        opened = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
+        return opened.read_all()
+
+
+def _read_jsonl(path: Path, wanted: Sequence[str]) -> dict[str, Values]:
+    columns: dict[str, Values] = {name: [] for name in wanted}
+    seen: dict[str, None] = {}
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.isspace():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise DataError("the line is not JSON", where=f"{path}, line {number}", why=str(error)) from error
+            if not isinstance(row, dict):
+                raise DataError("the line is not a JSON object", where=f"{path}, line {number}")
+            seen.update(dict.fromkeys(row))
+            for name, values in columns.items():
+                values.append(row.get(name))
+    pick(list(seen), wanted, str(path))
+    return columns
+
+
+def read_hub(repo: str, config: str | None, split: str, wanted: Sequence[str], label: str) -> Table:
+    """Read one split of a hub data set; the local hub cache is used when the hub cannot be reached.
+
+    Raises:
+        DataError: no such data set, configuration, split or column, or neither network nor cache.
+    """
+    import datasets
+
+    where = f"hub:{repo}" + (f":{config}" if config else "") + f", split {split}"
+    try:
+        data = datasets.load_dataset(repo, config, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        # Unknown repository, configuration or split, and a missing network, are all subclasses of these.
+        raise DataError(
+            "the data set cannot be loaded from the hub",
+            where=where,
+            why=f"{type(error).__name__}: {error}",
+            fix="check the names; without a network give a local copy: source = 'file:FOLDER/{split}.parquet'",
+        ) from error
+    names = pick(data.column_names, wanted, where)
+    label_names = getattr(data.features.get(label), "names", None)
+    return Table({name: list(data[name]) for name in names}, where, tuple(label_names) if label_names else None)

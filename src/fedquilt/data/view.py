@@ -1,0 +1,95 @@
+"""Who holds what: the clients' slots, and the truth about them that only clients and the evaluator may see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedquilt.data.encode import Task
+from fedquilt.data.partition import Partition
+from fedquilt.errors import DataError
+from fedquilt.rng import numpy_generator
+from fedquilt.types import Slot
+
+SlotKind = Literal["task", "client", "pooled", "pooled-task"]
+
+
+@dataclass(frozen=True)
+class SlotData:
+    """The examples behind one slot: which of each task's training examples. Never leaves the client."""
+
+    parts: tuple[tuple[str, NDArray[np.int64]], ...]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of its tasks: ground truth."""
+        return tuple(name for name, _ in self.parts)
+
+    @property
+    def samples(self) -> int:
+        """Training examples."""
+        return sum(len(index) for _, index in self.parts)
+
+
+@dataclass(frozen=True)
+class View:
+    """All data of a federation, client by client."""
+
+    tasks: Mapping[str, Task]
+    slots: Mapping[Slot, SlotData]
+
+    def roster(self) -> dict[int, int]:
+        """What the server may know: client -> number of slots."""
+        counts: dict[int, int] = {}
+        for slot in self.slots:
+            counts[slot.client] = counts.get(slot.client, 0) + 1
+        return dict(sorted(counts.items()))
+
+    def truth(self) -> dict[Slot, tuple[str, ...]]:
+        """Tasks of every slot, for evaluation only."""
+        return {slot: data.tasks for slot, data in sorted(self.slots.items())}
+
+
+def make_view(tasks: Mapping[str, Task], partition: Partition, kind: SlotKind, seed: int) -> View:
+    """Slots of one kind over a partition.
+
+    ``task``: one slot per local task (FL-TAC); ``client``: one slot with all local tasks mixed (FedIT); ``pooled``: client 0
+    owns everything in one slot (centralised); ``pooled-task``: client 0 with one slot per task.
+    Slot numbers are a permutation drawn per client, so equal numbers of two clients mean nothing. Clients without data have
+    no slot.
+
+    Raises:
+        DataError: nobody has any data.
+    """
+    held = _held(tasks, partition, pooled=kind.startswith("pooled"))
+    slots: dict[Slot, SlotData] = {}
+    for client, parts in held.items():
+        if not parts:
+            continue
+        if kind in ("client", "pooled"):
+            slots[Slot(client, 0)] = SlotData(tuple(parts))
+            continue
+        order = numpy_generator(seed, "slots", client).permutation(len(parts))
+        for number, place in enumerate(order.tolist()):
+            slots[Slot(client, number)] = SlotData((parts[place],))
+    if not slots:
+        raise DataError("no client has any training example", where="[partition]", fix="fewer clients, or more data")
+    return View(tasks, dict(sorted(slots.items())))
+
+
+Parts = list[tuple[str, NDArray[np.int64]]]
+
+
+def _held(tasks: Mapping[str, Task], partition: Partition, *, pooled: bool) -> dict[int, Parts]:
+    """client -> its non-empty (task, examples); tasks in name order."""
+    names: Sequence[str] = sorted(tasks)
+    if pooled:
+        return {0: [(name, np.sort(np.concatenate(partition.parts[name]))) for name in names]}
+    return {
+        client: [(name, partition.parts[name][client]) for name in names if len(partition.parts[name][client])]
+        for client in range(partition.clients)
+    }

@@ -1,0 +1,168 @@
+"""The seam between the drive loop and whatever runs the clients, and what all in-process engines share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from fedquilt import tree
+from fedquilt.data.view import SlotData, View
+from fedquilt.engine.batches import Sampler
+from fedquilt.method import ClientPlan
+from fedquilt.models.network import Network
+from fedquilt.types import Job, Reply, Slot, Spec, Stack, State
+
+Tick = Callable[[int], None]
+
+
+class Engine(Protocol):
+    """Runs jobs. Synchronous, deadline and buffered-asynchronous clocks all work through submit and poll."""
+
+    def roster(self) -> Mapping[int, int]:
+        """Client -> number of slots: all that a server may know of the clients' data."""
+        ...
+
+    def submit(self, jobs: Sequence[Job], bank: Stack) -> list[int]:
+        """Hand out jobs with the rows they start from; returns tickets."""
+        ...
+
+    def poll(self, tickets: Sequence[int], deadline: float | None = None) -> list[Reply]:
+        """Replies that are there, at the latest when ``deadline`` seconds have passed."""
+        ...
+
+    def memory(self) -> dict[str, Tensor]:
+        """What clients keep between rounds (private leaves, persistent optimisers): part of a simulation's checkpoint."""
+        ...
+
+    def restore(self, memory: Mapping[str, Tensor]) -> None:
+        """The inverse of :meth:`memory`."""
+        ...
+
+    def state_of(self, slot: Slot, row: State) -> State:
+        """The adapter that slot uses when the server's row is ``row``: private leaves in place. For evaluation and export."""
+        ...
+
+    def close(self) -> None:
+        """Release everything."""
+        ...
+
+
+class Trained(NamedTuple):
+    """One slot after local training."""
+
+    state: State  # trained leaves, final values
+    moments: State  # optimiser moments
+    loss: float  # mean training loss over the local steps
+
+
+@dataclass(frozen=True)
+class Work:
+    """One job with everything its training needs."""
+
+    job: Job
+    data: SlotData
+    start: State  # all leaves
+    moments: State | None  # None: fresh optimiser
+    steps: int
+
+
+class InProcess(ABC):
+    """An engine whose clients live in this process and share one frozen base model.
+
+    Args:
+        cohort: slots trained together; results do not depend on it beyond rounding (sequential: not at all).
+        tick: called with the number of slot-steps just done (progress).
+    """
+
+    def __init__(
+        self, view: View, spec: Spec, client: ClientPlan, network: Network, seed: int, cohort: int = 64, tick: Tick | None = None
+    ) -> None:
+        self.view, self.spec, self.client, self.network = view, spec, client, network
+        self.sampler = Sampler(view.tasks, client.local, seed)
+        self.cohort, self.tick = cohort, tick or (lambda _: None)
+        self.heads = {name: index for index, name in enumerate(sorted(view.tasks))} if spec.head == "per-task" else {}
+        self.private: dict[Slot, State] = {}
+        self.moments: dict[Slot, State] = {}
+        self.replies: dict[int, Reply] = {}
+        self.issued = 0
+
+    def roster(self) -> Mapping[int, int]:
+        """Client -> number of slots."""
+        return self.view.roster()
+
+    def submit(self, jobs: Sequence[Job], bank: Stack) -> list[int]:
+        """Train all jobs now, ``cohort`` slots at a time."""
+        tickets = []
+        for begin in range(0, len(jobs), self.cohort):
+            works = [self._work(job, bank) for job in jobs[begin : begin + self.cohort]]
+            for work, done in zip(works, self.train(works), strict=True):
+                self.issued += 1
+                self.replies[self.issued] = self._reply(work, done)
+                tickets.append(self.issued)
+        return tickets
+
+    def poll(self, tickets: Sequence[int], deadline: float | None = None) -> list[Reply]:
+        """All replies: work was done at submission."""
+        return [self.replies.pop(ticket) for ticket in tickets if ticket in self.replies]
+
+    @abstractmethod
+    def train(self, works: Sequence[Work]) -> list[Trained]:
+        """Local training of a cohort."""
+
+    def count_steps(self, jobs: Sequence[Job]) -> int:
+        """Slot-steps that these jobs will make (for progress bars)."""
+        return sum(self._steps(job) for job in jobs)
+
+    def state_of(self, slot: Slot, row: State) -> State:
+        """The row with the slot's private leaves in place."""
+        return tree.merge(row, self.private.get(slot, {}))
+
+    def memory(self) -> dict[str, Tensor]:
+        """``<client>.<slot>/<private|moments>/<leaf>`` -> tensor."""
+        out = {}
+        for kind, store in (("private", self.private), ("moments", self.moments)):
+            for slot, state in store.items():
+                out.update({f"{slot.client}.{slot.number}/{kind}/{key}": tensor for key, tensor in state.items()})
+        return dict(sorted(out.items()))
+
+    def restore(self, memory: Mapping[str, Tensor]) -> None:
+        """The inverse of :meth:`memory`."""
+        self.private, self.moments = {}, {}
+        for name, tensor in memory.items():
+            place, kind, key = name.split("/", 2)
+            client, number = place.split(".")
+            store: dict[Slot, dict[str, Tensor]] = getattr(self, kind)
+            store.setdefault(Slot(int(client), int(number)), {})[key] = tensor
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    def _steps(self, job: Job) -> int:
+        data = self.view.slots[job.slot]
+        return self.client.local.count(data.samples, len(data.parts), job.effort)
+
+    def _work(self, job: Job, bank: Stack) -> Work:
+        start = self.state_of(job.slot, tree.row(bank, job.row))
+        moments = self.moments.get(job.slot) if self.client.local.memory == "persist" else None
+        return Work(job, self.view.slots[job.slot], start, moments, self._steps(job))
+
+    def _reply(self, work: Work, done: Trained) -> Reply:
+        job, shared = work.job, self.client.share(work.job.round)
+        private = {key: x for key, x in done.state.items() if key not in shared}
+        if private:
+            self.private[job.slot] = tree.merge(self.private.get(job.slot, {}), private)
+        if self.client.local.memory == "persist":
+            self.moments[job.slot] = done.moments
+        delta = tree.sub(tree.select(done.state, shared), tree.select(work.start, shared))
+        delta = dict(self.client.wire.send(delta, job)) if delta else delta
+        return Reply(job.slot, job.round.number, delta, float(work.data.samples), {"loss": done.loss})
+
+
+def starts(works: Sequence[Work], names: Sequence[str]) -> dict[str, Tensor]:
+    """The leaves ``names`` of all works as one stack."""
+    return {name: torch.stack([work.start[name] for work in works]) for name in names}

@@ -1,0 +1,38 @@
+"""The debug reference: one slot after the other through the padded peft model. Slow, short, and the oracle of the fast engines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from fedquilt import tree
+from fedquilt.engine.base import InProcess, Trained, Work
+
+
+class SequentialEngine(InProcess):
+    """Every slot's bits depend on the slot alone: not on the order of slots, nor on how many are trained together."""
+
+    packed = False
+
+    def train(self, works: Sequence[Work]) -> list[Trained]:
+        """One work after the other."""
+        return [self._one(work) for work in works]
+
+    def _one(self, work: Work) -> Trained:
+        local, now = self.client.local, work.job.round
+        names = self.client.train(now)
+        x = tree.stack([tree.select(work.start, names)])
+        frozen = {key: tensor[None] for key, tensor in work.start.items() if key not in x}
+        moments = local.init(x) if work.moments is None else tree.stack([work.moments])
+        losses = []
+        for batch in self.sampler.batches(work.job, work.data, work.steps, self.heads):
+            leaves = {key: tensor.detach().requires_grad_() for key, tensor in x.items()}
+            loss = self.network.losses({**frozen, **leaves}, batch)
+            grads = torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
+            x, moments = local.step(
+                x, dict(zip(leaves, grads, strict=True)), moments, local.rate(now), torch.ones(1, dtype=torch.bool)
+            )
+            losses.append(float(loss))
+            self.tick(1)
+        return Trained(tree.row(x, 0), tree.row(moments, 0), sum(losses) / len(losses))

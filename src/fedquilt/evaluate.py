@@ -1,0 +1,150 @@
+"""What an adapter is worth: metrics per (client, task) slot, per task, and how well clusters match tasks.
+
+The evaluator is the only place on the server's side of a simulation that sees the truth (which slot is which task); nothing it
+computes flows back into training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedquilt import tree
+from fedquilt.data.encode import Task
+from fedquilt.data.metrics import metric
+from fedquilt.data.view import View
+from fedquilt.engine.base import Engine
+from fedquilt.engine.batches import assemble
+from fedquilt.models.network import Network
+from fedquilt.types import Batch, Hub, Slot, Spec, State
+
+EVALUATION_TOKENS = 8000  # tokens per forward pass
+
+
+@dataclass
+class Evaluator:
+    """Evaluates a hub on the tasks' evaluation splits."""
+
+    network: Network
+    view: View
+    spec: Spec
+    heads: Mapping[str, int] = field(default_factory=dict)
+    _batches: dict[str, list[Batch]] = field(default_factory=dict)
+
+    def __call__(self, hub: Hub, engine: Engine, shared: bool) -> dict[str, Any]:
+        """One record of evals.jsonl, without its round. ``shared``: whether the bank rows are complete adapters."""
+        cache: dict[tuple[object, str], dict[str, float]] = {}
+        truth = self.view.truth()
+        slots = []
+        for slot, names in truth.items():
+            row = hub.row_of(slot)
+            own = engine.state_of(slot, tree.row(hub.bank, row))
+            # A slot without private leaves is its row; computed once for all slots of the row.
+            key: object = ("row", row) if shared else slot
+            for name in names:
+                scores = self._scores(cache, key, own, name)
+                samples = sum(len(index) for task, index in self.view.slots[slot].parts if task == name)
+                slots.append(
+                    {"client": slot.client, "slot": slot.number, "row": row, "task": name, "metrics": scores, "samples": samples}
+                )
+        primary = [self._primary(entry) for entry in slots]
+        return {
+            "slots": slots,
+            "tasks": {name: self._task(name, hub, slots, cache, shared) for name in sorted(self.view.tasks)},
+            "clustering": clustering(hub.table, truth) if tree.length(hub.bank) > 1 else None,
+            "mean": float(np.mean(primary)),
+        }
+
+    def _primary(self, entry: Mapping[str, Any]) -> float:
+        return float(entry["metrics"][self.view.tasks[entry["task"]].metrics[0]])
+
+    def _task(
+        self,
+        name: str,
+        hub: Hub,
+        slots: Sequence[Mapping[str, Any]],
+        cache: dict[tuple[object, str], dict[str, float]],
+        shared: bool,
+    ) -> dict[str, Any]:
+        """The global adapter of a task: the row that the Hungarian match of rows and tasks gives it."""
+        mine = [self._primary(entry) for entry in slots if entry["task"] == name]
+        out: dict[str, Any] = {"row": None, "metrics": None, "slot_mean": float(np.mean(mine)) if mine else None}
+        row = matched_rows(hub.table, self.view.truth()).get(name) if tree.length(hub.bank) > 1 else 0
+        if shared and row is not None:
+            out |= {"row": row, "metrics": self._scores(cache, ("row", row), tree.row(hub.bank, row), name)}
+        return out
+
+    def _scores(self, cache: dict[tuple[object, str], dict[str, float]], key: object, state: State, name: str) -> dict[str, float]:
+        if (key, name) not in cache:
+            task = self.view.tasks[name]
+            predictions, labels = self.predict(state, name)
+            cache[key, name] = {m: float(metric(m)(predictions, labels)) for m in task.metrics}
+        return cache[key, name]
+
+    def predict(self, state: State, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
+        """(predictions, labels) of one adapter on a task's evaluation split: classes, or values of a regression."""
+        task = self.view.tasks[name]
+        stack = {key: tensor[None] for key, tensor in state.items()}
+        outputs, labels = [], []
+        for batch in self._split(task):
+            logits = self.network.logits(stack, batch)
+            outputs.append(logits[:, 0] if task.classes == 1 else logits[:, : task.classes].argmax(1))
+            labels.append(batch.labels)
+        return torch.cat(outputs).double().numpy(), torch.cat(labels).numpy()
+
+    def _split(self, task: Task) -> list[Batch]:
+        """The evaluation split in passes of similar length, assembled once."""
+        if task.name not in self._batches:
+            lengths = task.evaluation.lengths
+            order = np.argsort(lengths, kind="stable")
+            part = (np.cumsum(lengths[order]) - 1) // EVALUATION_TOKENS
+            head = self.heads.get(task.name, 0)
+            self._batches[task.name] = [
+                assemble([(task, head, int(i)) for i in order[part == p]], 0, split="evaluation") for p in np.unique(part)
+            ]
+        return self._batches[task.name]
+
+
+def _contingency(table: Mapping[Slot, int], truth: Mapping[Slot, Sequence[str]]) -> tuple[NDArray[Any], list[int], list[str]]:
+    """Counts of slots ``[rows, tasks]`` over slots with one task that have contributed."""
+    pairs = [(row, truth[slot][0]) for slot, row in table.items() if len(truth.get(slot, ())) == 1]
+    rows, names = sorted({row for row, _ in pairs}), sorted({name for _, name in pairs})
+    counts = np.zeros((len(rows), len(names)))
+    for row, name in pairs:
+        counts[rows.index(row), names.index(name)] += 1
+    return counts, rows, names
+
+
+def matched_rows(table: Mapping[Slot, int], truth: Mapping[Slot, Sequence[str]]) -> dict[str, int]:
+    """Task -> row by the one-to-one match that agrees with most slots."""
+    from scipy.optimize import linear_sum_assignment
+
+    counts, rows, names = _contingency(table, truth)
+    if not counts.size:
+        return {}
+    row, name = linear_sum_assignment(-counts)
+    return {names[j]: rows[i] for i, j in zip(row.tolist(), name.tolist(), strict=True)}
+
+
+def clustering(table: Mapping[Slot, int], truth: Mapping[Slot, Sequence[str]]) -> dict[str, float] | None:
+    """Accuracy of the best one-to-one match, adjusted Rand index, normalised mutual information, rows in use."""
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+    counts, rows, names = _contingency(table, truth)
+    if not counts.size:
+        return None
+    match = matched_rows(table, truth)
+    hits = sum(counts[rows.index(row), names.index(name)] for name, row in match.items())
+    flat = [(i, j) for i in range(len(rows)) for j in range(len(names)) for _ in range(int(counts[i, j]))]
+    found, true = [i for i, _ in flat], [j for _, j in flat]
+    return {
+        "accuracy": float(hits / counts.sum()),
+        "ari": float(adjusted_rand_score(true, found)),
+        "nmi": float(normalized_mutual_info_score(true, found)),
+        "rows_in_use": len(rows),
+    }

@@ -1,0 +1,65 @@
+"""Bytes on the wire: the size of the safetensors message that a real deployment sends, headers included, both ways."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from fedquilt.types import Job, Leaf, Reply, Spec
+
+_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+def encoded_size(leaves: Sequence[Leaf]) -> int:
+    """Bytes of these leaves as one safetensors message: 8 + JSON header padded to 8 + data. Equals ``len(save(...))``."""
+    header: dict[str, object] = {}
+    offset = 0
+    # The format stores tensors by falling alignment, then by name.
+    for leaf in sorted(leaves, key=lambda leaf: (-leaf.dtype.itemsize, leaf.name)):
+        end = offset + leaf.size * leaf.dtype.itemsize
+        header[leaf.name] = {"dtype": _NAMES[leaf.dtype], "shape": list(leaf.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = len(json.dumps(header, separators=(",", ":")).encode())
+    return 8 + (text + 7) // 8 * 8 + offset
+
+
+@dataclass
+class Meter:
+    """Counts what every client received and sent in the current round, and in all rounds."""
+
+    spec: Spec
+    total_up: int = 0
+    total_down: int = 0
+    clients: dict[int, dict[str, int]] = field(default_factory=dict)
+
+    def start_round(self) -> None:
+        """Forget the last round's clients."""
+        self.clients = {}
+
+    def down(self, jobs: Sequence[Job], shared: Sequence[str]) -> None:
+        """One message with the shared leaves per job."""
+        size = self._size(shared)
+        for job in jobs:
+            self._count(job.slot.client, "down", size)
+            self.total_down += size
+
+    def up(self, replies: Sequence[Reply]) -> None:
+        """One message per reply, rejected ones included: they were sent."""
+        for reply in replies:
+            size = self._size(tuple(reply.delta))
+            self._count(reply.slot.client, "up", size)
+            self.total_up += size
+
+    def round_bytes(self) -> Mapping[str, int]:
+        """Sums of the current round."""
+        return {way: sum(client[way] for client in self.clients.values()) for way in ("up", "down")}
+
+    def _count(self, client: int, way: str, size: int) -> None:
+        self.clients.setdefault(client, {"up": 0, "down": 0})[way] += size
+
+    def _size(self, names: Sequence[str]) -> int:
+        wanted = set(names)
+        return encoded_size([leaf for leaf in self.spec.leaves if leaf.name in wanted]) if wanted else 0

@@ -1,0 +1,194 @@
+"""A method is a value: parts that are composed into a program of pure functions, checked before any training.
+
+    updates -wire.receive-> updates -assign-> group[n] -(rebase moved rows)-> delta -reduce-> [K,...] -wire.finish-> -apply-> bank'
+
+Engines and clocks know only the :class:`Program`, so a method that does not fit the frame can write one by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedquilt import apply as apply_
+from fedquilt import assign as assign_
+from fedquilt import pick, sample, tree
+from fedquilt import reduce as reduce_
+from fedquilt import wire as wire_
+from fedquilt.data.view import SlotKind
+from fedquilt.errors import CompositionError
+from fedquilt.local import Local
+from fedquilt.types import Hub, Job, Metrics, Round, Slot, Spec, State, Updates
+
+
+@dataclass(frozen=True)
+class Method:
+    """A federated method as parts. Prints as it is written.
+
+    Attributes:
+        adapter: family that trains: lora, head, full, or one of a plug-in.
+        slots: where adapters live: one per local task, one per client, or pooled (centralised).
+        train: leaves that train; share: leaves that travel. Trained leaves that do not travel stay private on the client.
+        first_effort: factor on the local steps of round 1, the dangerous round of a clustering method.
+    """
+
+    name: str
+    local: Local
+    adapter: str = "lora"
+    slots: SlotKind = "client"
+    train: pick.Pick = field(default_factory=pick.everything)
+    share: pick.Pick = field(default_factory=pick.everything)
+    wire: wire_.chain = field(default_factory=wire_.chain)
+    assign: assign_.Assign = field(default_factory=assign_.one)
+    reduce: reduce_.Reduce = field(default_factory=reduce_.mean)
+    apply: apply_.Apply = field(default_factory=apply_.add)
+    sample: sample.Sample = field(default_factory=sample.everyone)
+    first_effort: float = 1.0
+
+
+class ClientPlan(NamedTuple):
+    """The client's half of a program."""
+
+    train: Callable[[Round], tuple[str, ...]]  # leaves that train in a round
+    share: Callable[[Round], tuple[str, ...]]  # leaves that travel in a round
+    local: Local
+    wire: wire_.chain
+
+
+class Program(NamedTuple):
+    """What engines and the drive loop run."""
+
+    init: Callable[[State], Hub]
+    plan: Callable[[Hub, Mapping[int, int], Round], list[Job]]
+    client: ClientPlan
+    step: Callable[[Hub, Updates, Round], tuple[Hub, Metrics]]
+
+
+def compose(method: Method, spec: Spec) -> Program:
+    """Check a method against an adapter and turn it into functions.
+
+    Raises:
+        CompositionError: an impossible mix, in one sentence.
+    """
+    check(method, spec)
+    frozen = spec.names("head") if spec.head == "frozen" else ()
+    private = spec.names("head") if spec.head == "private" else ()
+
+    def train(now: Round) -> tuple[str, ...]:
+        return tuple(name for name in method.train(spec, now) if name not in frozen)
+
+    def share(now: Round) -> tuple[str, ...]:
+        return tuple(name for name in method.share(spec, now) if name in train(now) and name not in private)
+
+    def init(start: State) -> Hub:
+        return Hub(bank={key: torch.stack([x] * method.assign.rows) for key, x in start.items()})
+
+    def plan(hub: Hub, roster: Mapping[int, int], now: Round) -> list[Job]:
+        effort = method.first_effort if now.number == 1 else 1.0
+        slots = [Slot(client, number) for client in method.sample(list(roster), now) for number in range(roster[client])]
+        return [Job(slot, hub.row_of(slot), now, effort) for slot in sorted(slots)]
+
+    def step(hub: Hub, updates: Updates, now: Round) -> tuple[Hub, Metrics]:
+        return server_step(method, spec, hub, updates, now)
+
+    return Program(init, plan, ClientPlan(train, share, method.local, method.wire), step)
+
+
+def server_step(method: Method, spec: Spec, hub: Hub, updates: Updates, now: Round) -> tuple[Hub, Metrics]:
+    """One round of server mathematics; see the drawing in the module docstring."""
+    updates = method.wire.receive(updates)
+    assignment = method.assign(updates, hub, spec, now)
+    group = assignment.group
+    updates = updates.with_delta(rebase(updates, hub, group))
+    delta, touched = method.reduce(updates, group, method.assign.rows)
+    counts = torch.bincount(group, minlength=method.assign.rows)
+    delta = method.wire.finish(delta, touched, counts)
+    bank, memory = method.apply(hub.bank, delta, touched, hub.memory)
+    table = dict(hub.table) | dict(zip(updates.origin, group.tolist(), strict=True))
+    after = Hub(bank, dict(sorted(table.items())), hub.patch, {**memory, **assignment.memory}, hub.step + 1)
+    return after, assignment.metrics
+
+
+def rebase(updates: Updates, hub: Hub, group: Tensor) -> dict[str, Tensor]:
+    """Express every delta from its (new) row: ``delta + start - bank[row]``; exactly ``delta`` where the row did not change."""
+
+    def from_row(delta: Tensor, start: Tensor, bank: Tensor) -> Tensor:
+        moved = start.double() - bank[group].double()
+        return (delta.double() + moved).to(delta.dtype)
+
+    return tree.map_leaves(from_row, updates.delta, updates.start, tree.select(hub.bank, updates.delta))
+
+
+def check(method: Method, spec: Spec) -> None:
+    """Refuse impossible mixes before anything runs."""
+    for rule in (_hidden, _noise, _heads, _effort):
+        rule(method, spec)
+
+
+def _hidden(method: Method, spec: Spec) -> None:
+    hiding = [part for part in method.wire.parts if getattr(part, "hides", False)]
+    for name, part in (("assign", method.assign), ("reduce", method.reduce)):
+        if hiding and part.sees != "sum":
+            raise CompositionError(
+                f"{type(part).__name__} must see {part.sees} of the updates, but {type(hiding[0]).__name__} shows only sums",
+                where=f"method.{name}",
+                fix="drop one of the two",
+            )
+
+
+def _noise(method: Method, spec: Spec) -> None:
+    for index, part in enumerate(method.wire.parts):
+        if not isinstance(part, wire_.central_noise):
+            continue
+        clips = [p.to for p in method.wire.parts[:index] if isinstance(p, wire_.clip)]
+        if clips[-1:] != [part.clip]:
+            raise CompositionError(
+                f"central noise for updates clipped to {part.clip} needs a clip to {part.clip} before it",
+                where="method.wire",
+                why="the noise is calibrated for that sensitivity",
+                fix=f"wire = chain((clip({part.clip}), {part}))",
+            )
+        if not method.reduce.unweighted:
+            raise CompositionError(
+                "central noise needs an unweighted mean",
+                where="method.reduce",
+                why="with sample weights one client can move the mean by more than clip / n",
+                fix="reduce = mean(weighting='uniform')",
+            )
+
+
+def _heads(method: Method, spec: Spec) -> None:
+    if spec.head == "per-task" and method.assign.sees == "content":
+        raise CompositionError(
+            "per-task heads tell the server the task of every upload: which head changed is its label",
+            where="adapter.head",
+            why="clustering by content would be cheating",
+            fix="use head = 'federated', 'private' or 'frozen'",
+        )
+
+
+def _effort(method: Method, spec: Spec) -> None:
+    if not method.first_effort > 0:
+        raise CompositionError(f"first_effort must be positive, got {method.first_effort}", where="method.first_effort")
+
+
+def collect(replies: Sequence[tuple[Slot, State, float]], jobs: Sequence[Job], hub: Hub, rank: int) -> Updates:
+    """Accepted replies -> sorted stacked updates. ``start`` is what the jobs were sent with."""
+    rows = {job.slot: job.row for job in jobs}
+    ordered = sorted(replies, key=lambda reply: reply[0])
+    origin = tuple(slot for slot, _, _ in ordered)
+    delta = tree.stack([state for _, state, _ in ordered])
+    start = tree.rows(tree.select(hub.bank, delta), [rows[slot] for slot in origin]) if delta else {}
+    n = len(origin)
+    return Updates(
+        delta=delta,
+        start=start,
+        weight=torch.tensor([weight for _, _, weight in ordered], dtype=torch.float64),
+        origin=origin,
+        staleness=torch.zeros(n),
+        rank=torch.full((n,), rank),
+    )

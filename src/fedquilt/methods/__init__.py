@@ -1,0 +1,1 @@
+"""One file per paper. A builder's signature is its configuration schema."""

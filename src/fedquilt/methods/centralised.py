@@ -1,0 +1,27 @@
+"""Centralised training on the pooled data: the ceiling. One client owns the union; its optimiser lives through all rounds.
+
+FL-TAC's "centralised LoRA" is one adapter *per task* (its parameter count is five times one adapter's), which is the default
+here; ``mixed=True`` trains one adapter on all tasks together.
+"""
+
+from __future__ import annotations
+
+from typing_extensions import Unpack
+
+from fedquilt.local import Training, optimiser
+from fedquilt.method import Method
+
+
+def centralised_lora(*, mixed: bool = False, adapter: str = "lora", **training: Unpack[Training]) -> Method:
+    """LoRA on the pooled data, one adapter per task or one for all."""
+    return _pooled("centralised_lora", adapter, mixed, training)
+
+
+def centralised_full(*, mixed: bool = False, **training: Unpack[Training]) -> Method:
+    """Full fine-tuning on the pooled data, one model per task or one for all."""
+    return _pooled("centralised_full", "full", mixed, training)
+
+
+def _pooled(name: str, adapter: str, mixed: bool, training: Training) -> Method:
+    local = optimiser(training, per="task", memory="persist")
+    return Method(name, local, adapter=adapter, slots="pooled" if mixed else "pooled-task")

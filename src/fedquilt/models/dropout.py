@@ -1,0 +1,117 @@
+"""Dropout whose masks depend on (client, slot, round, step, example, module, position) and on nothing else.
+
+``torch.nn.Dropout`` draws from one global stream, so a mask depends on how examples happen to be batched and padded. Here every
+scalar's fate is a hash of counters: the same example gets the same mask alone, padded, or packed with other clients' rows, on
+any number of threads. The mixing function is the finaliser of splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom
+number generators, OOPSLA 2014); one 64-bit word decides four scalars, so p is rounded to 1/65536.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit number
+_C1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_C2 = -7723592293110705685  # 0x94D049BB133111EB
+
+
+def mix(z: Tensor) -> Tensor:
+    """splitmix64's finaliser on int64. torch shifts arithmetically, so the copies of the sign bit are masked away: left in,
+    they would make the top bit of every result 0 and a quarter of all scalars immune."""
+    z = ((z >> 30) & 0x3FFFFFFFF).bitwise_xor_(z).mul_(_C1)
+    z = ((z >> 27) & 0x1FFFFFFFFF).bitwise_xor_(z).mul_(_C2)
+    return ((z >> 31) & 0x1FFFFFFFF).bitwise_xor_(z)
+
+
+def positions(keys: Tensor, count: Tensor | int) -> Tensor:
+    """Keys of tokens: ``keys [...]`` and positions that broadcast with it."""
+    return mix(keys + (torch.as_tensor(count) + 1) * _GOLDEN)
+
+
+def keep(keys: Tensor, width: int, p: float, dtype: torch.dtype) -> Tensor:
+    """Mask ``[..., width]`` of 0 and 1/(1-p) for ``keys [...]``; p is rounded to 1/65536."""
+    cut = round(p * 65536)
+    lanes = torch.arange((width + 3) // 4) * _GOLDEN
+    bits = mix(keys.unsqueeze(-1) + lanes).view(torch.int16)[..., :width]
+    return (bits >= cut - 32768).to(dtype).mul_(65536 / (65536 - cut))
+
+
+class Masks:
+    """The keys of the batch that is being computed; shared by all dropout modules of one model.
+
+    ``rows [n]``, ``tokens [T]`` or ``[n, L]``. Inactive (evaluation) while ``rows`` is None.
+    """
+
+    def __init__(self) -> None:
+        self.rows: Tensor | None = None
+        self.tokens: Tensor | None = None
+
+    @contextmanager
+    def active(self, rows: Tensor | None, tokens: Tensor | None) -> Iterator[None]:
+        """Use these keys inside the block."""
+        before = (self.rows, self.tokens)
+        self.rows, self.tokens = rows, tokens
+        try:
+            yield
+        finally:
+            self.rows, self.tokens = before
+
+
+def attention_keys(rows: Tensor, heads: int, queries: int) -> Tensor:
+    """Keys ``[n, heads, queries]`` of attention probabilities: one per row, head and query position."""
+    where = (torch.arange(heads)[:, None] + 1) * 65536 + torch.arange(queries)  # independent of padding
+    return positions(rows[:, None, None], where)
+
+
+class SeededDropout(nn.Module):
+    """Drop-in for ``nn.Dropout``; ``kind`` says what the leading axis of a 2-D input is: tokens or rows."""
+
+    def __init__(self, p: float, name: str, masks: Masks, kind: str) -> None:
+        super().__init__()
+        self.p, self.kind, self.masks = p, kind, masks
+        self.site = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big", signed=True)
+
+    def mask(self, keys: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+        """The mask of this module for explicit keys."""
+        return keep(keys + self.site, width, self.p, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.masks.rows
+        if rows is None or self.p == 0:
+            return x
+        if x.dim() == 4:
+            keys = attention_keys(rows, x.shape[1], x.shape[2])
+        elif self.kind == "row":
+            keys = rows
+        elif self.masks.tokens is not None and self.masks.tokens.shape == x.shape[:-1]:
+            keys = self.masks.tokens
+        else:  # relative-position tables (DeBERTa): one mask for the whole batch
+            keys = positions(rows[0], torch.arange(x.shape[:-1].numel())).view(x.shape[:-1])
+        return x * self.mask(keys, x.shape[-1], x.dtype)
+
+
+def _kind(name: str, head: tuple[str, ...]) -> str:
+    in_backbone = "." in name and not name.startswith(("pooler.", *(f"{h}." for h in head)))
+    return "token" if in_backbone else "row"
+
+
+def clean_name(name: str) -> str:
+    """A module name without what peft puts around it, so that both engines draw the same masks."""
+    for wrapping in ("base_model.model.", ".base_layer", ".modules_to_save.default"):
+        name = name.replace(wrapping, "")
+    return name.replace(".lora_dropout.default", ".lora_dropout")
+
+
+def seed_dropout(model: nn.Module, masks: Masks, head: tuple[str, ...]) -> None:
+    """Replace every ``nn.Dropout`` of ``model`` by a :class:`SeededDropout` that reads ``masks``."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Dropout):
+            parent, _, child = name.rpartition(".")
+            clean = clean_name(name)
+            owner = model.get_submodule(parent)
+            owner._modules[child] = SeededDropout(module.p, clean, masks, _kind(clean, head))

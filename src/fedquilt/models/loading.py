@@ -1,0 +1,196 @@
+"""Load a frozen base model and its tokenizer.
+
+Order of look-up: explicit path > local hub cache > hub (when online) > archive of the package index (``asset:NAME``). Random
+weights only when the name says so: ``tiny:bert``, ``tiny:roberta``, ``tiny:deberta-v2``, ``tiny:deberta``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import string
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from fedquilt.errors import ModelError, did_you_mean
+from fedquilt.rng import derive, generator
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+HEADS = ("classifier", "score")  # modules that map features to classes, by the names transformers gives them
+TINY = ("bert", "roberta", "deberta", "deberta-v2")
+
+
+class ModelConfig(BaseModel):
+    """The ``[model]`` table.
+
+    Attributes:
+        name: folder, hub id (``bert-base-cased``), ``asset:minilm`` or ``tiny:bert``.
+        revision: of a hub model.
+        max_length: tokens per example; longer ones are cut and counted.
+        dropout: probability for all dropouts of the base model; None keeps the model's own.
+        precision: float32, or float64 for proofs of equality.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = "asset:minilm"
+    revision: str | None = None
+    max_length: int = Field(128, ge=4)
+    dropout: float | None = Field(None, ge=0, lt=1)
+    precision: str = Field("float32", pattern="^float(32|64)$")
+
+
+@dataclass
+class Base:
+    """A frozen base model: one per process, shared by all clients."""
+
+    model: nn.Module
+    tokenizer: Any
+    name: str
+    model_type: str
+    head: tuple[str, ...]
+    dtype: torch.dtype
+    source: str
+    _fingerprint: str = field(default="", repr=False)
+
+    @property
+    def fingerprint(self) -> str:
+        """blake2b over names, shapes and bytes of all tensors: what a client pins."""
+        if not self._fingerprint:
+            digest = hashlib.blake2b(digest_size=16)
+            for name, tensor in sorted(self.model.state_dict().items()):
+                digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+                digest.update(tensor.contiguous().numpy().data)
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+
+def load(config: ModelConfig, *, classes: int, seed: int, root: Path = Path()) -> Base:
+    """The base model with a seeded fresh head of ``classes`` outputs, all parameters frozen, in evaluation mode.
+
+    Raises:
+        ModelError: nothing found under the name, or a model without a classification head.
+    """
+    kind, _, rest = config.name.partition(":")
+    if kind == "tiny":
+        model, tokenizer, source = *_tiny(rest, classes, seed), config.name
+    else:
+        model, tokenizer, source = _pretrained(config, _locate(config.name, root), classes)
+    if config.dropout is not None:
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = config.dropout
+    dtype = getattr(torch, config.precision)
+    head = tuple(name for name in HEADS if isinstance(getattr(model, name, None), nn.Module))
+    if not head:
+        raise ModelError(f"model '{config.name}' has no classification head", where="model.name", fix="choose an encoder")
+    _fresh_head(model, head, seed)
+    model.to(dtype).eval().requires_grad_(False)
+    return Base(model, tokenizer, config.name, str(model.config.model_type), head, dtype, source)
+
+
+def _locate(name: str, root: Path) -> str:
+    """A folder, or the hub id unchanged."""
+    kind, _, rest = name.partition(":")
+    if kind == "asset" and rest:
+        from fedquilt.data.assets import model_folder
+
+        return str(model_folder(rest))
+    for path in (Path(name).expanduser(), root / name):
+        if (path / "config.json").is_file():
+            return str(path)
+    if name.startswith((".", "/", "~")):
+        raise ModelError(f"no model folder at '{name}'", where="model.name", why="it has no config.json", fix="check the path")
+    return name
+
+
+def _pretrained(config: ModelConfig, where: str, classes: int) -> tuple[Any, Any, str]:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # the report about the freshly initialised head: we initialise it ourselves
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, revision=config.revision)  # type: ignore[no-untyped-call]
+        model = AutoModelForSequenceClassification.from_pretrained(
+            where, revision=config.revision, num_labels=classes, attn_implementation="eager", ignore_mismatched_sizes=True
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"cannot load a classification model from '{config.name}'",
+            where="model.name",
+            why=str(error).splitlines()[0],
+            fix="give a folder, a hub id that is reachable or cached, 'asset:minilm', or 'tiny:bert' for random weights",
+        ) from error
+    finally:
+        logging.set_verbosity(level)
+    return model, tokenizer, where
+
+
+def _fresh_head(model: nn.Module, head: tuple[str, ...], seed: int) -> None:
+    """Normal(0, initializer_range) weights and zero biases, the same on every client and machine."""
+    std = float(getattr(model.config, "initializer_range", 0.02))
+    with torch.no_grad():
+        for name in head:
+            for key, parameter in sorted(model.get_submodule(name).named_parameters()):
+                stream = generator(seed, "head", name, key)
+                fresh = torch.randn(parameter.shape, generator=stream) * std if parameter.dim() > 1 else 0.0
+                parameter.copy_(torch.as_tensor(fresh))
+
+
+def _tiny(kind: str, classes: int, seed: int) -> tuple[Any, Any]:
+    """A random model of a few thousand parameters for tests: reads any text, knows nothing."""
+    from transformers import AutoModelForSequenceClassification
+
+    if kind not in TINY:
+        raise ModelError(f"unknown tiny model '{kind}'", where="model.name", fix=did_you_mean(kind, TINY))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, "tiny"))
+        model = AutoModelForSequenceClassification.from_config(_tiny_config(kind, classes), attn_implementation="eager")
+    return model, tiny_tokenizer()
+
+
+def _tiny_config(kind: str, classes: int) -> PreTrainedConfig:
+    from transformers import AutoConfig
+
+    extra: dict[str, Any] = {}
+    if kind.startswith("deberta"):
+        extra = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 64, "pooler_hidden_size": 16}
+    if kind == "deberta-v2":
+        extra |= {"position_buckets": 16, "share_att_key": True, "norm_rel_ebd": "layer_norm"}
+    return AutoConfig.for_model(
+        kind,
+        vocab_size=len(tiny_vocabulary()),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=140,
+        type_vocab_size=1 if kind == "roberta" else 2,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=3,
+        num_labels=classes,
+        initializer_range=0.2,  # at the usual 0.02 so small a model barely reacts to its input
+        **extra,
+    )
+
+
+def tiny_vocabulary() -> list[str]:
+    """Single characters as word starts and continuations: every ASCII text has a unique, short tokenisation."""
+    letters = string.ascii_lowercase + string.digits + string.punctuation
+    return ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *("##" + c for c in letters)]
+
+
+def tiny_tokenizer() -> Any:
+    """A WordPiece tokenizer over :func:`tiny_vocabulary`; needs no file."""
+    from transformers import BertTokenizerFast
+
+    return BertTokenizerFast(vocab={token: i for i, token in enumerate(tiny_vocabulary())})

@@ -1,0 +1,147 @@
+"""The reference way to run a model: one adapter at a time, padded rows, the unmodified transformers forward, LoRA by peft."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fedquilt import tree
+from fedquilt.models.dropout import Masks, positions, seed_dropout
+from fedquilt.models.loading import Base
+from fedquilt.models.loss import row_losses, slot_means
+from fedquilt.types import Batch, Stack, State
+
+if TYPE_CHECKING:
+    from fedquilt.adapters.base import Adapter
+
+ATTENTION = "fedquilt_seeded"
+
+
+class Padded:
+    """Losses and logits of stacked adapters, computed one adapter after the other.
+
+    This is the debug reference that the packed model is tested against, and the fallback for architectures and families
+    without a packed form.
+    """
+
+    def __init__(self, base: Base, adapter: Adapter) -> None:
+        self.masks = Masks()
+        self.heads = adapter.heads
+        self.width = int(base.model.config.num_labels)  # type: ignore[union-attr,arg-type]
+        self.types = int(getattr(base.model.config, "type_vocab_size", 1))  # type: ignore[arg-type]
+        self.own_mask = not base.model_type.startswith("deberta")
+        self.pad = int(base.model.config.pad_token_id or 0)  # type: ignore[union-attr,arg-type]
+        self.dtype = base.dtype
+        model = copy.deepcopy(base.model)
+        self.model: nn.Module = _with_lora(model, base, adapter) if adapter.modules else model
+        self.names = {leaf.name: _parameter(leaf.name, leaf.role, base, bool(adapter.modules)) for leaf in adapter.spec.leaves}
+        seed_dropout(self.model, self.masks, base.head)
+        if self.own_mask and float(getattr(base.model.config, "attention_probs_dropout_prob", 0.0)) >= 0:
+            _seed_attention(self.model)
+        self.model.eval()
+
+    def losses(self, stack: Stack, batch: Batch) -> Tensor:
+        """Mean training loss of each adapter's rows ``[G]``; dropout active."""
+        rows = row_losses(self._all(stack, batch, train=True), batch.labels, batch.classes)
+        return slot_means(rows, batch.owner, tree.length(stack))
+
+    def logits(self, stack: Stack, batch: Batch) -> Tensor:
+        """``[n, C]`` without dropout and without gradients."""
+        with torch.no_grad():
+            return self._all(stack, batch, train=False)
+
+    def _all(self, stack: Stack, batch: Batch, *, train: bool) -> Tensor:
+        """Logits of all rows in their order; one forward per (adapter, head) that occurs."""
+        out = []
+        where = []
+        for owner, head in torch.unique(torch.stack([batch.owner, batch.head]), dim=1).T.tolist():
+            index = torch.nonzero((batch.owner == owner) & (batch.head == head)).squeeze(1)
+            where.append(index)
+            out.append(self._forward(tree.row(stack, owner), head, batch.pick(index), train=train))
+        return torch.cat(out)[torch.argsort(torch.cat(where))]
+
+    def _forward(self, state: State, head: int, batch: Batch, *, train: bool) -> Tensor:
+        ids, types, present = pad(batch, self.pad)
+        place = torch.arange(ids.shape[1])
+        mask = present.long() if not self.own_mask else additive_mask(present, self.dtype)
+        values = {self.names[key]: tensor[head] if self.heads > 1 and "/head." in key else tensor for key, tensor in state.items()}
+        inputs = {"input_ids": ids, "token_type_ids": types.clamp(max=self.types - 1), "attention_mask": mask}
+        rows = batch.keys if train else None
+        with self.masks.active(rows, positions(batch.keys[:, None], place[None]) if train else None):
+            result = functional_call(self.model, values, (), inputs)
+        logits: Tensor = result.logits
+        return logits
+
+
+def pad(batch: Batch, pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Ragged rows -> ids ``[n, L]``, segment ids ``[n, L]``, presence ``[n, L]`` (bool), padded on the right."""
+    n, longest = len(batch), int(batch.lengths.max())
+    present = torch.arange(longest)[None] < batch.lengths[:, None]
+    ids = torch.full((n, longest), pad_id, dtype=torch.long)
+    types = torch.zeros((n, longest), dtype=torch.long)
+    ids[present] = batch.tokens
+    types[present] = batch.types
+    return ids, types, present
+
+
+def additive_mask(present: Tensor, dtype: torch.dtype) -> Tensor:
+    """``[n, 1, L, L]`` with 0 on real keys and the dtype's minimum on padding.
+
+    transformers builds this itself from a 2-D mask, but by data-dependent control flow, which breaks vmap and compile.
+    """
+    n, longest = present.shape
+    empty = torch.zeros((n, 1, 1, longest), dtype=dtype)
+    return empty.masked_fill(~present[:, None, None], torch.finfo(dtype).min).expand(n, 1, longest, longest)
+
+
+def _with_lora(model: nn.Module, base: Base, adapter: Adapter) -> nn.Module:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=adapter.spec.rank,
+        lora_alpha=int(adapter.alpha) if float(adapter.alpha).is_integer() else adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=list(adapter.modules),
+        modules_to_save=list(base.head),
+        task_type="SEQ_CLS",
+    )
+    wrapped: nn.Module = get_peft_model(model, config, autocast_adapter_dtype=False)  # type: ignore[arg-type]
+    return wrapped.to(base.dtype).requires_grad_(False)
+
+
+def _parameter(leaf: str, role: str, base: Base, wrapped: bool) -> str:
+    """The leaf's parameter name in the (peft-wrapped) model."""
+    path, _, last = leaf.rpartition("/")
+    if role in ("lora_A", "lora_B"):
+        return f"base_model.model.{path}.{last}.default.weight"
+    parameter = last.removeprefix("head.")
+    if not wrapped:
+        return f"{path}.{parameter}"
+    top = next(name for name in base.head if path == name or path.startswith(f"{name}."))
+    return f"base_model.model.{top}.modules_to_save.default{path[len(top) :]}.{parameter}"
+
+
+def _seed_attention(model: nn.Module) -> None:
+    """Attention probabilities through the module's own (seeded) dropout; otherwise transformers' eager attention."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(ATTENTION, seeded_attention)
+    model.config._attn_implementation = ATTENTION  # type: ignore[union-attr]
+    for module in model.modules():
+        if hasattr(module, "config") and hasattr(module.config, "_attn_implementation"):
+            module.config._attn_implementation = ATTENTION  # type: ignore[union-attr]
+
+
+def seeded_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Tensor]:
+    """softmax(q k^T * scaling + mask) v on ``[n, heads, L, d]``, returned as ``[n, L, heads, d]``."""
+    scores = query @ key.transpose(2, 3) * kwargs["scaling"]
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = module.dropout(torch.softmax(scores, dim=-1))  # type: ignore[operator]
+    return (weights @ value).transpose(1, 2).contiguous(), weights

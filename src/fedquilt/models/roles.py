@@ -1,0 +1,82 @@
+"""Which linear maps of an architecture play which role: q, k, v, o, up, down.
+
+Adapters are placed by role because module names differ between architectures and between generations of transformers
+(ViT's attention went from ``attention.attention.query`` to ``attention.q_proj`` in transformers 5).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from torch import nn
+
+from fedquilt.errors import ModelError, did_you_mean
+
+ROLES = ("q", "k", "v", "o", "up", "down")
+
+_BERT = {
+    "q": r"\.layer\.\d+\.attention\.self\.query$",
+    "k": r"\.layer\.\d+\.attention\.self\.key$",
+    "v": r"\.layer\.\d+\.attention\.self\.value$",
+    "o": r"\.layer\.\d+\.attention\.output\.dense$",
+    "up": r"\.layer\.\d+\.intermediate\.dense$",
+    "down": r"\.layer\.\d+\.output\.dense$",
+}
+_VIT = {
+    "q": r"\.(layer|layers)\.\d+\.attention\.(attention\.query|q_proj)$",
+    "k": r"\.(layer|layers)\.\d+\.attention\.(attention\.key|k_proj)$",
+    "v": r"\.(layer|layers)\.\d+\.attention\.(attention\.value|v_proj)$",
+    "o": r"\.(layer|layers)\.\d+\.attention\.(output\.dense|o_proj)$",
+    "up": r"\.(layer|layers)\.\d+\.(intermediate\.dense|mlp\.fc1)$",
+    "down": r"\.(layer|layers)\.\d+\.(output\.dense|mlp\.fc2)$",
+}
+_LLAMA = {
+    "q": r"\.layers\.\d+\.self_attn\.q_proj$",
+    "k": r"\.layers\.\d+\.self_attn\.k_proj$",
+    "v": r"\.layers\.\d+\.self_attn\.v_proj$",
+    "o": r"\.layers\.\d+\.self_attn\.o_proj$",
+    "up": r"\.layers\.\d+\.mlp\.up_proj$",
+    "down": r"\.layers\.\d+\.mlp\.down_proj$",
+}
+# config.model_type -> role -> pattern on the full module name.
+TABLE: dict[str, dict[str, str]] = {
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra"), _BERT),
+    # DeBERTa (v1) computes q, k and v in one map: any of the three roles adapts all of it.
+    "deberta": {**_BERT, **dict.fromkeys("qkv", r"\.layer\.\d+\.attention\.self\.in_proj$")},
+    "deberta-v2": {
+        **_BERT,
+        "q": r"\.layer\.\d+\.attention\.self\.query_proj$",
+        "k": r"\.layer\.\d+\.attention\.self\.key_proj$",
+        "v": r"\.layer\.\d+\.attention\.self\.value_proj$",
+    },
+    "vit": _VIT,
+    "dinov2": _VIT,
+    "llama": _LLAMA,
+}
+
+
+def resolve(model: nn.Module, model_type: str, roles: Sequence[str]) -> tuple[str, ...]:
+    """Names of the linear modules of ``model`` with one of the ``roles``, in model order.
+
+    A name that is no role is taken as the ending of a module name, so other architectures work too.
+
+    Raises:
+        ModelError: unknown role, or a role without a matching module.
+    """
+    table = TABLE.get(model_type, {})
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    found: set[str] = set()
+    for role in roles:
+        pattern = table.get(role) or rf"(^|\.){re.escape(role)}$"
+        hits = [name for name in linears if re.search(pattern, name)]
+        if not hits:
+            known = sorted(table) if table else sorted({name.rsplit(".", 1)[-1] for name in linears})
+            raise ModelError(
+                f"the model has no linear map for the adapter target '{role}'",
+                where="adapter.targets",
+                why=f"model type '{model_type}' " + ("has a role table" if table else "is not in the role table"),
+                fix=did_you_mean(role, known),
+            )
+        found.update(hits)
+    return tuple(name for name in linears if name in found)

@@ -1,0 +1,94 @@
+"""Line figures: named series over one x axis, each with its colour, marker and dash."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fedquilt.report import palette
+from fedquilt.report.panel import Picture, axes, layout, legend_right
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line.
+
+    Attributes:
+        x, y: of its points; a None in y is a gap.
+        hover: a text per point, shown in the browser.
+        low, high: a band around the line (mean ± sd over seeds), or empty.
+        strong: drawn thick and black: the mean among its parts.
+    """
+
+    name: str
+    x: tuple[float, ...]
+    y: tuple[float | None, ...]
+    hover: tuple[str, ...]
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    strong: bool = False
+
+
+def line_figure(series: Sequence[Series], *, x: str, y: str, whole_x: bool = False) -> Picture:
+    """All series in one figure. ``whole_x``: the x axis counts (rounds)."""
+    data = [trace for place, one in enumerate(series) for trace in _traces(one, place)]
+    ticks = _round_ticks(series) if whole_x else {}
+    plot = {"data": data, "layout": layout(x=x, y=y, xaxis=ticks, hovermode="closest")}
+    return Picture(lambda figure: _draw(figure, series, x, y, whole_x), plot)
+
+
+def _round_ticks(series: Sequence[Series]) -> dict[str, Any]:
+    last = max((value for one in series for value in one.x), default=1)
+    return {"dtick": 1} if last <= 12 else {"tickformat": "d"}
+
+
+def _traces(one: Series, place: int) -> list[dict[str, Any]]:
+    colour = palette.INK if one.strong else palette.colour(place)
+    line = {"color": colour, "width": 3.5 if one.strong else 2, "dash": palette.dash(place)[0]}
+    trace: dict[str, Any] = {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": one.name,
+        "x": list(one.x),
+        "y": list(one.y),
+        "text": list(one.hover),
+        "hovertemplate": "<b>%{fullData.name}</b><br>%{text}<extra></extra>",
+        "line": line,
+        "marker": {"symbol": palette.symbol(place), "size": 8, "color": colour},
+    }
+    if not one.low:
+        return [trace]
+    band = {
+        "type": "scatter",
+        "mode": "lines",
+        "x": [*one.x, *reversed(one.x)],
+        "y": [*one.high, *reversed(one.low)],
+        "fill": "toself",
+        "fillcolor": palette.faded(place, 0.15),
+        "line": {"width": 0},
+        "hoverinfo": "skip",
+        "showlegend": False,
+        "legendgroup": one.name,
+    }
+    return [band, trace | {"legendgroup": one.name}]
+
+
+def _draw(figure: Figure, series: Sequence[Series], x: str, y: str, whole_x: bool) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    ax = axes(figure, x=x, y=y)
+    for place, one in enumerate(series):
+        colour = palette.INK if one.strong else palette.colour(place)
+        values = [float("nan") if value is None else value for value in one.y]
+        if one.low:
+            ax.fill_between(one.x, one.low, one.high, color=colour, alpha=0.15, linewidth=0)
+        style = {"marker": palette.marker(place), "linestyle": palette.dash(place)[1], "linewidth": 3.0 if one.strong else 1.8}
+        ax.plot(one.x, values, color=colour, label=one.name, markersize=5.5, **style)
+    if whole_x:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if series:
+        legend_right(figure, ax)

@@ -1,0 +1,81 @@
+"""How evenly a run serves its clients: the spread of the slots' scores, one box per task."""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING, Any
+
+from fedquilt.report import palette
+from fedquilt.report.panel import Panel, Picture, axes, layout
+from fedquilt.report.read import RunData
+from fedquilt.report.schema import SlotScore
+from fedquilt.report.table import Cell, Table, show
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SLUG, TITLE = "spread-over-slots", "Spread over slots"
+
+
+def panel(run: RunData) -> Panel:
+    """A box per task over its slots' primary metric at the last evaluation."""
+    if not run.evals:
+        return Panel(SLUG, TITLE, "Nothing has been evaluated yet.")
+    last = run.evals[-1]
+    found = {task: [(s, v) for s in last.slots if s.task == task and (v := _score(run, s)) is not None] for task in run.tasks}
+    boxes = {f"{task} ({run.primary(task)})": pairs for task, pairs in found.items() if pairs}
+    if not boxes:
+        return Panel(SLUG, TITLE, "The last evaluation holds no slot scores.")
+    columns = ("task", "slots", "lowest", "lower quartile", "median", "upper quartile", "highest", "mean")
+    table = Table(columns, tuple((name, *_five([value for _, value in pairs])) for name, pairs in boxes.items()))
+    text = f"Every dot is one client's adapter after round {last.round}; a long box or whisker is a task that serves its clients unevenly."
+    data = [_box(name, place, pairs) for place, (name, pairs) in enumerate(boxes.items())]
+    plot = {"data": data, "layout": layout(x="", y="primary metric", showlegend=False)}
+    values = {name: [value for _, value in pairs] for name, pairs in boxes.items()}
+    return Panel(SLUG, TITLE, text, table, Picture(lambda figure: _draw(figure, values), plot))
+
+
+def _score(run: RunData, slot: SlotScore) -> float | None:
+    return slot.metrics.get(run.primary(slot.task))
+
+
+def _five(values: list[float]) -> tuple[Cell, ...]:
+    quartiles: list[float] = [values[0]] * 3
+    if len(values) > 1:
+        quartiles = statistics.quantiles(values, n=4, method="inclusive")
+    return (len(values), min(values), *quartiles, max(values), statistics.fmean(values))
+
+
+def _box(name: str, place: int, pairs: list[tuple[SlotScore, float]]) -> dict[str, Any]:
+    texts = [f"client {s.client}, slot {s.slot}, row {s.row}<br>{show(v)} with {s.samples:,} examples" for s, v in pairs]
+    return {
+        "type": "box",
+        "name": name,
+        "y": [value for _, value in pairs],
+        "text": texts,
+        "hovertemplate": "<b>%{x}</b><br>%{text}<extra></extra>",
+        "hoveron": "points",
+        "quartilemethod": "linear",
+        "boxpoints": "all",
+        "jitter": 0.5,
+        "pointpos": 0,
+        "line": {"color": palette.colour(place), "width": 2},
+        "fillcolor": palette.faded(place, 0.12),
+        "marker": {"symbol": palette.symbol(place), "size": 7, "opacity": 0.75, "color": palette.colour(place)},
+    }
+
+
+def _draw(figure: Figure, values: dict[str, list[float]]) -> None:
+    ax = axes(figure, x="", y="primary metric")
+    ax.grid(False, axis="x")
+    for place, scores in enumerate(values.values()):
+        colour = palette.colour(place)
+        line = {"color": colour, "linewidth": 1.6}
+        ax.boxplot(
+            [scores], positions=[place], widths=0.5, showfliers=False, boxprops=line, whiskerprops=line, capprops=line, medianprops=line
+        )
+        # a fixed fan instead of random jitter: the file is the same every time
+        across = [place + 0.16 * ((number * 7) % 5 - 2) / 2 for number in range(len(scores))]
+        ax.plot(across, scores, palette.marker(place), color=colour, alpha=0.7, markersize=4.5, markeredgewidth=0)
+    crowded = len(values) > 6
+    ax.set_xticks(range(len(values)), list(values), rotation=30 if crowded else 0, ha="right" if crowded else "center")

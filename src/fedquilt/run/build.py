@@ -1,0 +1,146 @@
+"""From a configuration to the objects of a run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedquilt.adapters.base import Adapter
+from fedquilt.data.encode import Task, encode
+from fedquilt.data.files import default_cache
+from fedquilt.data.load import RawTask, load
+from fedquilt.data.partition import Partition, partition
+from fedquilt.data.view import View, make_view
+from fedquilt.engine.base import Engine, Tick
+from fedquilt.errors import ConfigError
+from fedquilt.evaluate import Evaluator
+from fedquilt.method import Method, Program, compose
+from fedquilt.models.loading import Base
+from fedquilt.models.loading import load as load_base
+from fedquilt.models.network import Network, batches_adapters, network
+from fedquilt.run import registry
+from fedquilt.run.config import RunConfig
+from fedquilt.run.progress import Progress, Silent
+
+
+@dataclass
+class Built:
+    """Everything of a run that is ready to go."""
+
+    config: RunConfig
+    base: Base
+    adapter: Adapter
+    method: Method
+    program: Program
+    tasks: Mapping[str, Task]
+    partition: Partition
+    view: View
+    network: Network
+    engine: Engine
+    evaluator: Evaluator
+
+    @property
+    def bank_is_complete(self) -> bool:
+        """Whether a bank row alone is a usable adapter: no trained leaf stays private."""
+        from fedquilt.types import Round
+
+        now = Round(1, self.config.seed)
+        return set(self.program.client.train(now)) <= set(self.program.client.share(now))
+
+
+def load_tasks(config: RunConfig) -> dict[str, RawTask]:
+    """The texts and labels of all tasks."""
+    columns = (config.partition.column,) if config.partition.column else ()
+    return {task.name: load(task, root=Path(), cache=default_cache(), seed=config.seed, columns=columns) for task in config.tasks}
+
+
+def make_partition(config: RunConfig, raws: Mapping[str, RawTask]) -> Partition:
+    """Who holds which training rows."""
+    return partition(raws, config.partition, seed=config.seed)
+
+
+def make_method(config: RunConfig, tasks: int) -> Method:
+    """The method named in the configuration; ``tasks`` is filled in where the builder wants it and the config is silent."""
+    given = {key: value for key, value in config.method.items() if key != "name"}
+    builder = registry.load("fedquilt.methods", str(config.method["name"]))
+    if "tasks" in registry.schema(builder).model_fields:
+        given.setdefault("tasks", tasks)
+    method = builder(**registry.options(builder, given, "method"))
+    if not isinstance(method, Method):
+        raise ConfigError(f"the method '{config.method['name']}' did not return a Method", why=f"but {type(method).__name__}")
+    return replace(method, local=replace(method.local, horizon=config.rounds))
+
+
+def make_adapter(config: RunConfig, method: Method, base: Base, tasks: int) -> Adapter:
+    """The adapter of the method's family with the options of ``[adapter]``."""
+    given = dict(config.adapter)
+    family = given.pop("family", method.adapter)
+    if family != method.adapter:
+        raise ConfigError(f"the method trains '{method.adapter}', the config asks for '{family}'", where="adapter.family")
+    builder = registry.load("fedquilt.adapters", family)
+    provided = ("base", "seed", "heads")
+    chosen = registry.options(builder, given, "adapter", provided)
+    heads = tasks if chosen.get("head") == "per-task" else 1
+    adapter = builder(base, seed=config.seed, heads=heads, **chosen)
+    if not isinstance(adapter, Adapter):
+        raise ConfigError(f"the adapter family '{family}' did not return an Adapter", why=f"but {type(adapter).__name__}")
+    return adapter
+
+
+def set_threads(config: RunConfig) -> int:
+    """Fix torch's threads: the last bits of some sums depend on their number."""
+    threads = config.threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    return threads
+
+
+def build(
+    config: RunConfig, *, saved: Partition | None = None, progress: Progress | None = None, tick: Tick | None = None
+) -> Built:
+    """All objects of a run. ``saved``: the partition of a run that is resumed."""
+    say = progress or Silent()
+    set_threads(config)
+    say.line("loading the tasks")
+    raws = load_tasks(config)
+    parts = saved or make_partition(config, raws)
+    classes = max(1 if raw.kind == "regression" else len(raw.labels) for raw in raws.values())
+    say.line(f"loading the model {config.model.name}")
+    base = load_base(config.model, classes=classes, seed=config.seed)
+    tasks = {
+        name: encode(raw, base.tokenizer, max_length=config.model.max_length, cache=default_cache()) for name, raw in raws.items()
+    }
+    method = make_method(config, len(tasks))
+    adapter = make_adapter(config, method, base, len(tasks))
+    program = compose(method, adapter.spec)
+    view = make_view(tasks, parts, method.slots, config.seed)
+    check_rows(method, view)
+    engine_class: Any = registry.load("fedquilt.engines", config.engine)
+    runner = network(base, adapter, packed=engine_class.packed)
+    options: dict[str, Any] = {"cohort": config.cohort, "tick": tick}
+    if engine_class.packed:
+        options["one_by_one"] = not batches_adapters(base, adapter)
+    engine = engine_class(view, adapter.spec, program.client, runner, config.seed, **options)
+    evaluator = Evaluator(runner, view, adapter.spec, engine.heads)
+    return Built(config, base, adapter, method, program, tasks, parts, view, runner, engine, evaluator)
+
+
+def check_rows(method: Method, view: View) -> None:
+    """A clustering method cannot have more clusters than slots.
+
+    Raises:
+        ConfigError: it has.
+    """
+    clusters = method.assign.rows - 1
+    if clusters > len(view.slots):
+        raise ConfigError(
+            f"{clusters} clusters for {len(view.slots)} slots",
+            where="method.tasks",
+            why="every cluster needs at least one adapter",
+            fix=f"set method.tasks to {len(view.slots)} or less, or use more clients or data",
+        )

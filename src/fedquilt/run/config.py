@@ -1,0 +1,139 @@
+"""The run's configuration: a TOML file plus ``--set a.b=c``. Unknown keys are errors everywhere.
+
+``[method]`` and ``[adapter]`` have no schema here: the builder's signature is the schema.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field
+
+from fedquilt.data.spec import PartitionConfig, TaskConfig
+from fedquilt.errors import ConfigError
+from fedquilt.models.loading import ModelConfig
+from fedquilt.run import registry
+
+
+class EvaluationConfig(BaseModel):
+    """``every``: rounds between evaluations (the last round always; 0: only the last); ``start``: also before training."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    every: int = Field(1, ge=0)
+    start: bool = True
+
+
+class RunConfig(BaseModel):
+    """A whole run.
+
+    Attributes:
+        engine: vectorised (fast) or sequential (the debug reference).
+        cohort: slots trained side by side by the vectorised engine.
+        threads: of torch; None: all cores. Recorded, for the last bits of some sums depend on it.
+        checkpoint_every: rounds between durable checkpoints; a crash costs at most so many rounds.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(0, ge=0)
+    rounds: int = Field(ge=1)
+    engine: str = "vectorised"
+    cohort: int = Field(64, ge=1)
+    threads: int | None = Field(None, ge=1)
+    checkpoint_every: int = Field(1, ge=1)
+    model: ModelConfig = ModelConfig()
+    adapter: dict[str, Any] = Field(default_factory=dict)
+    method: dict[str, Any]
+    tasks: tuple[TaskConfig, ...] = Field(min_length=1)
+    partition: PartitionConfig = PartitionConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    def to_toml(self) -> str:
+        """The resolved configuration as TOML (unset values left out)."""
+        return tomli_w.dumps(json.loads(self.model_dump_json(exclude_none=True)))
+
+    def digest(self) -> str:
+        """blake2b of the canonical form: what a resume compares."""
+        return hashlib.blake2b(self.model_dump_json().encode(), digest_size=16).hexdigest()
+
+
+def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read, override, validate; relative paths become absolute, seen from the config file's folder.
+
+    Raises:
+        ConfigError: unreadable file, bad TOML, unknown key, bad value; one sentence with the path into the config.
+    """
+    path = Path(path)
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the config file '{path}'", why=error.strerror or str(error)) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"'{path}' is not valid TOML", why=str(error), fix="see the line named above") from error
+    for override in overrides:
+        _override(raw, override)
+    return parse(raw, path.parent.resolve())
+
+
+def parse(raw: dict[str, Any], root: Path) -> RunConfig:
+    """A validated configuration from plain tables."""
+    config: RunConfig = registry.validate(RunConfig, raw, "")
+    names = [task.name for task in config.tasks]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"two tasks have the same name in {names}", where="tasks", fix="give every [[tasks]] its own name")
+    if "name" not in config.method:
+        raise ConfigError("'name' is required", where="method.name", fix="one of: " + ", ".join(registry.names("fedquilt.methods")))
+    return config.model_copy(update=_absolute(config, root))
+
+
+def _absolute(config: RunConfig, root: Path) -> dict[str, Any]:
+    tasks = tuple(
+        task.model_copy(update={"source": "file:" + str(root / task.source.removeprefix("file:"))})
+        if task.source.startswith("file:")
+        else task
+        for task in config.tasks
+    )
+    update: dict[str, Any] = {"tasks": tasks}
+    if config.partition.file:
+        update["partition"] = config.partition.model_copy(update={"file": str(root / config.partition.file)})
+    if (root / config.model.name / "config.json").is_file():
+        update["model"] = config.model.model_copy(update={"name": str(root / config.model.name)})
+    return update
+
+
+def _override(raw: dict[str, Any], text: str) -> None:
+    """Apply ``a.b=value``; the value is TOML, or a bare string. ``tasks.0.max_train=100`` reaches into lists."""
+    path, equals, value = text.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"'{text}' is not of the form a.b=value", where="--set", fix="for example --set method.lr=1e-3")
+    try:
+        parsed = tomllib.loads(f"x = {value.strip()}")["x"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    node: Any = raw
+    for key in keys[:-1]:
+        node = _child(node, key, text)
+    if isinstance(node, list):
+        _child(node, keys[-1], text)
+        node[int(keys[-1])] = parsed
+    else:
+        node[keys[-1]] = parsed
+
+
+def _child(node: Any, key: str, text: str) -> Any:
+    if isinstance(node, list):
+        if not key.isdigit() or int(key) >= len(node):
+            raise ConfigError(f"'{key}' is no position in a list of {len(node)}", where=f"--set {text}")
+        return node[int(key)]
+    if not isinstance(node, dict):
+        raise ConfigError(f"'{key}' is inside a plain value", where=f"--set {text}")
+    return node.setdefault(key, {})

@@ -1,0 +1,201 @@
+"""Run and resume: the only two ways into training."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedquilt.clock import Drive
+from fedquilt.data.partition import Partition
+from fedquilt.errors import StateError
+from fedquilt.meter import Meter
+from fedquilt.run.build import Built, build, set_threads
+from fedquilt.run.config import RunConfig, load_config, parse
+from fedquilt.run.points import Sketch, records
+from fedquilt.run.progress import Progress, Silent
+from fedquilt.run.store import Store, locked, write_atomic
+from fedquilt.run.summary import write_summary
+from fedquilt.types import Hub
+
+
+def run(
+    config: RunConfig | Path | str | Mapping[str, Any], *, directory: Path | str | None = None, progress: Progress | None = None
+) -> Path:
+    """Train, evaluate and export; returns the run directory.
+
+    Args:
+        config: a RunConfig, the path of a TOML file, or plain tables.
+        directory: of the run; default ``runs/<name>``. Must not hold a run already.
+
+    Raises:
+        FedquiltError: see :mod:`fedquilt.errors`.
+    """
+    if isinstance(config, Mapping):
+        config = parse(dict(config), Path.cwd())
+    elif not isinstance(config, RunConfig):
+        config = load_config(config)
+    folder = Path(directory) if directory else Path("runs") / config.name
+    if (folder / "config.toml").exists():
+        raise StateError(
+            "the run directory holds a run already",
+            where=str(folder),
+            fix=f"continue it (fedquilt resume {folder}), or choose another --dir or name",
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder):
+            return _start(config, folder, progress or Silent())
+    except OSError as error:
+        raise StateError("cannot write the run directory", where=str(folder), why=error.strerror or str(error)) from error
+
+
+def resume(directory: Path | str, *, progress: Progress | None = None) -> Path:
+    """Continue an interrupted run to the same bits as if it had never stopped; a finished run is left as it is.
+
+    Raises:
+        StateError: no run there, corrupt, in use, or its configuration was edited.
+    """
+    folder = Path(directory)
+    if not (folder / "config.toml").exists():
+        raise StateError("no run to resume", where=str(folder), why="there is no config.toml in it", fix="check the path")
+    say = progress or Silent()
+    with locked(folder):
+        config = load_config(folder / "config.toml")
+        env = _read_env(folder)
+        if env["config"] != config.digest():
+            raise StateError(
+                "the configuration of this run was changed",
+                where=str(folder / "config.toml"),
+                why="its digest is not the one the run was started with",
+                fix="undo the change, or start a new run",
+            )
+        if config.threads is None and env["threads"] != set_threads(config):
+            say.line(f"warning: started with {env['threads']} threads; bits may differ. Set threads = {env['threads']}")
+        saved = Partition.load(folder / "partition.json") if (folder / "partition.json").exists() else None
+        return _go(config, folder, say, saved)
+
+
+def _start(config: RunConfig, folder: Path, say: Progress) -> Path:
+    env = {
+        "config": config.digest(),
+        "threads": set_threads(config),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "system": platform.platform(),
+        "packages": _versions(),
+    }
+    write_atomic(folder / "env.json", json.dumps(env, indent=1).encode())
+    write_atomic(folder / "config.toml", config.to_toml().encode())
+    return _go(config, folder, say, None)
+
+
+def _go(config: RunConfig, folder: Path, say: Progress, saved: Partition | None) -> Path:
+    started = time.time()
+    built = build(config, saved=saved, progress=say, tick=say.advance)
+    if saved is None:
+        built.partition.save(folder / "partition.json")
+    store = Store(folder, every=config.checkpoint_every, last=config.rounds)
+    loaded = store.load()
+    hub, meter = built.program.init(built.adapter.init), Meter(built.adapter.spec)
+    if loaded is not None:
+        hub, memory, sums, warnings = loaded
+        built.engine.restore(memory)
+        meter.total_up, meter.total_down = sums["up"], sums["down"]
+        for warning in warnings:
+            say.line(f"warning: fell back to the round before\n{warning}")
+    log = _Log(folder, config, say)
+    log.event("resume" if loaded else "start", hub.step, time.time() - started)
+    try:
+        final = _drive(built, store, meter, log, say).run(hub)
+    finally:
+        say.stop()
+        built.engine.close()
+    from fedquilt.run.export import export_bank
+
+    export_bank(built, final, folder / "adapters")
+    log.event("end", final.step, 0.0)
+    write_summary(built, folder, meter)
+    return folder
+
+
+def _drive(built: Built, store: Store, meter: Meter, log: _Log, say: Progress) -> Drive:
+    config = built.config
+    truth = built.view.truth()
+    samples = {slot: data.samples for slot, data in built.view.slots.items()}
+    sketch = Sketch(config.seed)
+    per_round = sum(
+        built.program.client.local.count(data.samples, len(data.parts), 1.0) for data in built.view.slots.values()
+    )  # with everybody; sampled rounds do less
+    say.start(per_round * config.rounds, config.name)
+
+    def evaluate(hub: Hub, number: int) -> dict[str, Any] | None:
+        every, last = config.evaluation.every, number == config.rounds
+        due = config.evaluation.start if number == 0 else last or (every > 0 and number % every == 0)
+        if not due:
+            return None
+        begin = time.time()
+        record = built.evaluator(hub, built.engine, built.bank_is_complete)
+        log.event("eval", number, time.time() - begin)
+        return record
+
+    return Drive(
+        built.program,
+        built.engine,
+        built.adapter.spec,
+        store,
+        meter,
+        config.seed,
+        config.rounds,
+        observe=lambda number, updates, hub: records(number, updates, hub, truth, samples, sketch),
+        evaluate=evaluate,
+        notice=log.notice,
+    )
+
+
+class _Log:
+    """Wall-clock events, and a line per round for the person who waits."""
+
+    def __init__(self, folder: Path, config: RunConfig, say: Progress) -> None:
+        self.path, self.config, self.say, self.clock = folder / "events.jsonl", config, say, time.time()
+
+    def event(self, kind: str, number: int, seconds: float) -> None:
+        """Append one line; not part of the journal that a resume must reproduce."""
+        line = {"time": time.time(), "event": kind, "round": number, "seconds": seconds}
+        with self.path.open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps(line) + "\n")
+
+    def notice(self, number: int, summary: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> None:
+        """After every round."""
+        now = time.time()
+        if number:
+            self.event("round", number, now - self.clock)
+        self.clock = now
+        parts = [f"round {number}/{self.config.rounds}"]
+        if summary.get("loss") is not None:
+            parts.append(f"loss {summary['loss']:.4f}")
+        if summary.get("rejected"):
+            parts.append(f"{len(summary['rejected'])} rejected")
+        if evaluation:
+            parts.append(f"mean over slots {evaluation['mean']:.4f}")
+            if evaluation["clustering"]:
+                parts.append(f"clustering accuracy {evaluation['clustering']['accuracy']:.2f}")
+        self.say.line("  ".join(parts))
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    names = ("fedquilt", "torch", "transformers", "peft", "numpy", "scikit-learn", "scipy", "safetensors")
+    return {name: version(name) for name in names}
+
+
+def _read_env(folder: Path) -> dict[str, Any]:
+    try:
+        env: dict[str, Any] = json.loads((folder / "env.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StateError("env.json is missing or corrupt", where=str(folder), fix="start the run anew") from error
+    return env

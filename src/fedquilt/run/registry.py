@@ -1,0 +1,123 @@
+"""Find methods, adapters and engines by name, ours and third parties' alike, and turn a builder's signature into a schema."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
+from typing import Any, NotRequired, Required
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from typing_extensions import get_type_hints
+
+from fedquilt.errors import ConfigError, did_you_mean
+
+GROUPS = ("fedquilt.methods", "fedquilt.adapters", "fedquilt.engines")
+Builder = Callable[..., Any]
+
+
+def names(group: str) -> list[str]:
+    """All registered names of a group, sorted."""
+    return sorted({point.name for point in entry_points(group=group)})
+
+
+def load(group: str, name: str) -> Builder:
+    """The builder registered under ``name``.
+
+    Raises:
+        ConfigError: no such name, two packages with the same name, or a package that cannot be imported.
+    """
+    points = list({(point.value): point for point in entry_points(group=group) if point.name == name}.values())
+    kind = group.rpartition(".")[2].rstrip("s")
+    if not points:
+        raise ConfigError(f"unknown {kind} '{name}'", where=f"{kind}.name", fix=did_you_mean(name, names(group)))
+    if len(points) > 1:
+        homes = ", ".join(sorted(point.value for point in points))
+        raise ConfigError(f"two packages register the {kind} '{name}': {homes}", fix="uninstall one of them")
+    try:
+        builder: Builder = points[0].load()
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"the {kind} '{name}' cannot be imported", where=points[0].value, why=str(error)) from error
+    return builder
+
+
+def schema(builder: Builder, provided: tuple[str, ...] = ()) -> type[BaseModel]:
+    """The keyword arguments of a builder as a pydantic model that forbids unknown keys.
+
+    Args:
+        provided: arguments that the caller supplies, not the config. ``**kwargs: Unpack[SomeTypedDict]`` is spread out.
+    """
+    hints = get_type_hints(builder, include_extras=True)
+    fields: dict[str, Any] = {}
+    for name, parameter in inspect.signature(builder).parameters.items():
+        if name in provided or parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
+            continue
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            fields |= _spread(hints[name])
+        else:
+            default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+            fields[name] = (hints.get(name, Any), default)
+    config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    return create_model(f"{getattr(builder, '__name__', 'Builder')}_options", __config__=config, **fields)
+
+
+UNSET = object()
+
+
+def _spread(unpacked: Any) -> dict[str, Any]:
+    """Fields of the TypedDict in ``Unpack[...]``; optional keys without a default stay unset."""
+    table = typing.get_args(unpacked)[0]
+    total = getattr(table, "__total__", True)
+    out: dict[str, Any] = {}
+    for name, hint in get_type_hints(table, include_extras=True).items():
+        origin = typing.get_origin(hint)
+        inner = typing.get_args(hint)[0] if origin in (Required, NotRequired) else hint
+        required = origin is Required or (total and origin is not NotRequired)
+        out[name] = (inner, ...) if required else (inner | None, None)
+    return out
+
+
+def options(builder: Builder, given: Mapping[str, Any], where: str, provided: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Checked keyword arguments for a builder, without those that were not given.
+
+    Raises:
+        ConfigError: unknown key, missing key, or a value of the wrong kind; says path, value and what is allowed.
+    """
+    model = schema(builder, provided)
+    checked = validate(model, given, where)
+    return {name: getattr(checked, name) for name in sorted(checked.model_fields_set)}
+
+
+def validate(model: type[BaseModel], given: Mapping[str, Any], where: str) -> Any:
+    """``model(**given)`` with a pydantic error turned into one sentence about the first problem."""
+    try:
+        return model.model_validate(dict(given))
+    except ValidationError as error:
+        raise _sentence(error, model, where) from error
+
+
+def _sentence(error: ValidationError, model: type[BaseModel], where: str) -> ConfigError:
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in (where, *first["loc"]) if part != "")
+    key = str(first["loc"][-1]) if first["loc"] else ""
+    more = f"{error.error_count() - 1} more problem(s) in the same table" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        allowed = _fields_at(model, [str(part) for part in first["loc"][:-1]])
+        return ConfigError(f"unknown key '{key}'", where=path, why=more, fix=did_you_mean(key, allowed))
+    if first["type"] == "missing":
+        return ConfigError(f"'{key}' is required", where=path, why=more, fix=f"add it under [{path.rpartition('.')[0]}]")
+    return ConfigError(f"{first['input']!r} is not allowed for '{key}'", where=path, why=f"{first['msg']}. {more}".rstrip(". "))
+
+
+def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
+    for part in path:
+        field = model.model_fields.get(part)
+        inner = [t for t in (field.annotation, *typing.get_args(field.annotation)) if _is_model(t)] if field else []
+        if inner:
+            model = inner[0]
+    return list(model.model_fields)
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)

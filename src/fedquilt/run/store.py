@@ -1,0 +1,234 @@
+"""The run directory: state that survives a kill at any instant, and journals that never disagree with it.
+
+Commit protocol of a round: write the state's files under new names and fsync them; append the records to the journals and fsync
+them; then replace the manifest ``hub.json`` atomically (temporary file, fsync, rename, fsync of the folder). Only the manifest
+makes a round count: it names the state's files with their SHA-256 and the length of every journal. On opening, journals are cut
+back to those lengths and files nobody names are removed. The previous generation is kept until the next commit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from fedquilt.errors import StateError
+from fedquilt.meter import Meter
+from fedquilt.types import Hub, Slot
+
+MANIFEST = "hub.json"
+JOURNALS = ("rounds.jsonl", "evals.jsonl", "routes.jsonl", "points.jsonl")
+FORMAT = 1
+
+
+@dataclass
+class Store:
+    """One run directory, opened for writing by one process."""
+
+    folder: Path
+    every: int = 1
+    last: int = 0  # the final round: always made durable
+    lengths: dict[str, int] = field(default_factory=dict)
+    generations: list[dict[str, Any]] = field(default_factory=list)
+    pending: dict[str, list[str]] = field(default_factory=dict)
+
+    def commit(
+        self, hub: Hub, memory: Mapping[str, Tensor], records: Mapping[str, Sequence[Mapping[str, Any]]], meter: Meter
+    ) -> None:
+        """Make a round durable (every ``every`` rounds and at the last one; in between, records wait in memory).
+
+        Raises:
+            StateError: the disk refused; the last committed round is intact.
+        """
+        for name, lines in records.items():
+            self.pending.setdefault(name, []).extend(json.dumps(line, sort_keys=True) + "\n" for line in lines)
+        if hub.step % self.every and hub.step != self.last:
+            return
+        try:
+            self._commit(hub, memory, meter)
+        except OSError as error:
+            raise StateError(
+                f"cannot write round {hub.step}",
+                where=str(error.filename or self.folder),
+                why=error.strerror or str(error),
+                fix=f"free space, then: fedquilt resume {self.folder}",
+            ) from error
+
+    def _commit(self, hub: Hub, memory: Mapping[str, Tensor], meter: Meter) -> None:
+        (self.folder / "state").mkdir(exist_ok=True)
+        files = {}
+        for kind, tensors in (("hub", _hub_tensors(hub)), ("clients", dict(memory))):
+            name = f"state/{kind}-{hub.step:06d}.safetensors"
+            files[name] = write_atomic(self.folder / name, save_tensors({k: t.contiguous() for k, t in tensors.items()}))
+        lengths = {name: self._append(name) for name in JOURNALS}
+        generation = {
+            "round": hub.step,
+            "files": files,
+            "lengths": lengths,
+            "table": [[slot.client, slot.number, row] for slot, row in hub.table.items()],
+            "bytes": {"up": meter.total_up, "down": meter.total_down},
+        }
+        generations = [generation, *(g for g in self.generations[:1] if g["round"] != hub.step)]
+        write_atomic(self.folder / MANIFEST, json.dumps({"format": FORMAT, "generations": generations}, indent=1).encode())
+        self.generations, self.lengths, self.pending = generations, lengths, {}
+        self._collect_garbage()
+
+    def _append(self, name: str) -> int:
+        """Append the waiting lines at the committed length and fsync; returns the new length."""
+        path, begin = self.folder / name, self.lengths.get(name, 0)
+        text = "".join(self.pending.get(name, [])).encode()
+        with path.open("r+b" if path.exists() else "w+b") as handle:
+            handle.truncate(begin)
+            handle.seek(begin)
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        return begin + len(text)
+
+    def _collect_garbage(self) -> None:
+        named = {name for generation in self.generations for name in generation["files"]}
+        for path in sorted((self.folder / "state").iterdir()):
+            if f"state/{path.name}" not in named:
+                path.unlink()
+
+    def load(self, *, strict: bool = False) -> tuple[Hub, dict[str, Tensor], dict[str, int], list[str]] | None:
+        """(hub, client memory, bytes so far, warnings) of the last good round; None if no round was committed.
+
+        Raises:
+            StateError: the manifest or all generations are corrupt (with ``strict``: the newest one).
+        """
+        manifest = read_manifest(self.folder)
+        if manifest is None:
+            return None
+        warnings: list[str] = []
+        for generation in manifest["generations"]:
+            try:
+                hub, memory = _read_generation(self.folder, generation)
+            except StateError as error:
+                if strict:
+                    raise
+                warnings.append(str(error))
+                continue
+            self.generations, self.lengths = [generation], dict(generation["lengths"])
+            self._check_journals()
+            return hub, memory, dict(generation["bytes"]), warnings
+        raise StateError(
+            "no readable state in the run directory",
+            where=str(self.folder),
+            why="; ".join(w.splitlines()[0] for w in warnings),
+            fix="start the run anew",
+        )
+
+    def _check_journals(self) -> None:
+        for name, length in self.lengths.items():
+            path = self.folder / name
+            size = path.stat().st_size if path.exists() else 0
+            if size < length:
+                raise StateError(
+                    f"{name} has {size} bytes, {length} were committed",
+                    where=str(path),
+                    why="the file was cut",
+                    fix="start the run anew",
+                )
+
+
+def _hub_tensors(hub: Hub) -> dict[str, Tensor]:
+    groups = (("bank", hub.bank), ("patch", hub.patch), ("memory", hub.memory))
+    return {f"{kind}:{key}": tensor for kind, tensors in groups for key, tensor in tensors.items()}
+
+
+def _read_generation(folder: Path, generation: Mapping[str, Any]) -> tuple[Hub, dict[str, Tensor]]:
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for name, digest in generation["files"].items():
+        tensors[name.split("/")[1].split("-")[0]] = _read_tensors(folder / name, digest)
+    parts: dict[str, dict[str, Tensor]] = {"bank": {}, "patch": {}, "memory": {}}
+    for key, tensor in tensors["hub"].items():
+        kind, _, name = key.partition(":")
+        parts[kind][name] = tensor
+    table = {Slot(client, number): row for client, number, row in generation["table"]}
+    return Hub(**parts, table=table, step=generation["round"]), tensors["clients"]
+
+
+def _read_tensors(path: Path, digest: str) -> dict[str, Tensor]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise StateError(f"cannot read {path.name}", where=str(path), why=error.strerror or str(error)) from error
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise StateError(f"{path.name} is corrupt", where=str(path), why="its SHA-256 is not the one in hub.json")
+    try:
+        return load_tensors(data)
+    except SafetensorError as error:
+        raise StateError(f"{path.name} is no safetensors file", where=str(path), why=str(error)) from error
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The parsed ``hub.json``; None if there is none.
+
+    Raises:
+        StateError: it is not what this version writes.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        return None
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        ok = manifest["format"] == FORMAT and all(
+            {"round", "files", "lengths", "table", "bytes"} <= set(g) for g in manifest["generations"]
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise StateError("hub.json is corrupt", where=str(path), why=str(error), fix="start the run anew") from error
+    if not ok:
+        raise StateError("hub.json has an unknown format", where=str(path), fix="use the version of fedquilt that wrote it")
+    return dict(manifest)
+
+
+def write_atomic(path: Path, data: bytes) -> str:
+    """Write through a temporary file, fsync, rename, fsync the folder; returns the SHA-256."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as handle:
+        handle.write(data)
+        handle.flush()
+        os.fsync(handle.fileno())
+    temporary.replace(path)
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return hashlib.sha256(data).hexdigest()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the run directory for this process.
+
+    Raises:
+        StateError: another process has it; says which.
+    """
+    lock, owner = FileLock(folder / ".lock"), folder / ".owner"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        who = owner.read_text(encoding="utf-8") if owner.exists() else "an unknown process"
+        raise StateError(
+            "the run directory is in use", where=str(folder), why=f"by {who}", fix="wait for it, or stop it"
+        ) from error
+    try:
+        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()

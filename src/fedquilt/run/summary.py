@@ -1,0 +1,54 @@
+"""summary.json: what a finished run comes down to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fedquilt.meter import Meter
+from fedquilt.run.build import Built
+from fedquilt.run.store import write_atomic
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """All lines of a journal; empty if there is none."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write_summary(built: Built, folder: Path, meter: Meter) -> None:
+    """Write summary.json from the journals."""
+    rounds, evals, events = (read_jsonl(folder / f"{name}.jsonl") for name in ("rounds", "evals", "events"))
+    config, last = built.config, evals[-1]
+    jobs = sum(len(entry["cohort"]) for entry in rounds) or 1
+    tasks = {}
+    for name, entry in last["tasks"].items():
+        primary = built.tasks[name].metrics[0]
+        mine = [slot["metrics"][primary] for slot in last["slots"] if slot["task"] == name]
+        spread = {"slot_min": min(mine), "slot_max": max(mine)} if mine else {}
+        tasks[name] = {**entry, "metric": primary, "n_slots": len(mine), **spread}
+    seconds = {kind: sum(event["seconds"] for event in events if event["event"] == kind) for kind in ("round", "eval")}
+    summary = {
+        "name": config.name,
+        "method": config.method["name"],
+        "config_hash": config.digest(),
+        "seed": config.seed,
+        "rounds": config.rounds,
+        "mean": last["mean"],
+        "tasks": tasks,
+        "clustering": last["clustering"],
+        "parameters": built.adapter.spec.counts(),
+        "bytes": {
+            "up": meter.total_up,
+            "down": meter.total_down,
+            "up_per_client_round": meter.total_up / jobs,
+            "down_per_client_round": meter.total_down / jobs,
+        },
+        "steps_total": sum(
+            built.program.client.local.count(data.samples, len(data.parts), 1.0) for data in built.view.slots.values()
+        ) * config.rounds,
+        "seconds": {"total": sum(seconds.values()), "train": seconds["round"] - seconds["eval"], "eval": seconds["eval"]},
+    }  # fmt: skip
+    write_atomic(folder / "summary.json", json.dumps(summary, indent=1).encode())
