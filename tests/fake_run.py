@@ -40,7 +40,7 @@ def write_run(folder: Path, fake: Fake | None = None) -> Path:
     rng = np.random.default_rng(fake.seed)
     counts = _counts(fake, rng)
     (folder / "config.toml").write_text(_config(fake))
-    _json(folder / "env.json", {"python": "3.11.7", "versions": {"torch": "2.13.0", "peft": "0.21.2"}, "threads": 1})
+    _json(folder / "env.json", {"python": "3.11.7", "packages": {"torch": "2.13.0", "peft": "0.21.2"}, "threads": 1})
     _json(folder / "partition.json", {"how": "dirichlet-task", "parts": _parts(counts)})
     slots = _slots(fake, counts)
     centres = {task: rng.normal(size=64) * 2 for task in fake.tasks}
@@ -127,7 +127,13 @@ def _evaluation(fake: Fake, slots: list[dict[str, Any]], number: int, rng: np.ra
         tasks[task] = {"row": 1 + fake.tasks.index(task) if fake.clustered else 0, "slot_mean": mean}
         tasks[task]["metrics"] = {name: round(mean + 0.01, 4) if mean is not None else None for name in names}
     values = [next(iter(s["metrics"].values())) for s in scores]
-    return {"round": number, "slots": scores, "tasks": tasks, "clustering": _clustering(fake, number), "mean": float(np.mean(values))}
+    return {
+        "round": number,
+        "slots": scores,
+        "tasks": tasks,
+        "clustering": _clustering(fake, number),
+        "mean": float(np.mean(values)),
+    }
 
 
 def _clustering(fake: Fake, number: int) -> dict[str, Any] | None:
@@ -183,7 +189,8 @@ def _config(fake: Fake) -> str:
     )
     return (
         f'name = "{fake.name}"\nseed = {fake.seed}\nrounds = {fake.rounds}\n\n[model]\nname = "asset:minilm"\n\n'
-        f'[method]\nname = "{fake.method}"\nlr = {fake.lr}\n\n[partition]\nhow = "dirichlet-task"\nclients = {fake.clients}\n{tables}'
+        f'[method]\nname = "{fake.method}"\nlr = {fake.lr}\n\n'
+        f'[partition]\nhow = "dirichlet-task"\nclients = {fake.clients}\n{tables}'
     )
 
 

@@ -127,6 +127,7 @@ def check(method: Method, spec: Spec) -> None:
     """Refuse impossible mixes before anything runs."""
     for rule in (_hidden, _noise, _heads, _effort):
         rule(method, spec)
+    method.assign.check(spec)
 
 
 def _hidden(method: Method, spec: Spec) -> None:
@@ -151,6 +152,13 @@ def _noise(method: Method, spec: Spec) -> None:
                 where="method.wire",
                 why="the noise is calibrated for that sensitivity",
                 fix=f"wire = chain((clip({part.clip}), {part}))",
+            )
+        if method.assign.sees == "content":
+            raise CompositionError(
+                f"central noise does not protect what {type(method.assign).__name__} reads",
+                where="method.wire",
+                why="rows are chosen by the updates themselves, and an update that changes rows is no longer clipped",
+                fix="drop the noise, or assign = one()",
             )
         if not method.reduce.unweighted:
             raise CompositionError(

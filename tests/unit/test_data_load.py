@@ -56,6 +56,12 @@ def test_every_format_gives_the_same_task(tmp_path: Path, suffix: str) -> None:
     assert task.notes == ()
 
 
+def test_texts_that_look_like_numbers_stay_as_written(tmp_path: Path) -> None:
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.csv").write_text("body,mark\n007,1\n1e3,0\n", encoding="utf-8")
+    assert read(tmp_path).train.texts == (("007",), ("1e3",))
+
+
 def test_the_stream_format_of_arrow(tmp_path: Path) -> None:
     table = pa.table(ROWS)
     for name in ("train", "dev"):
@@ -65,10 +71,10 @@ def test_the_stream_format_of_arrow(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
-def test_a_text_of_two_megabytes_and_one_with_line_breaks(tmp_path: Path, suffix: str) -> None:
-    rows = {"body": ["word " * 400_000, 'a "quoted"\nline'], "mark": [0, 1]}
+def test_a_text_of_five_megabytes_and_one_with_line_breaks(tmp_path: Path, suffix: str) -> None:
+    rows = {"body": ["word " * 1_000_000, 'a "quoted"\nline'], "mark": [0, 1]}
     task = read(tmp_path, source=both(tmp_path, rows, suffix))
-    assert [len(text) for (text,) in task.train.texts] == [2_000_000, 15]
+    assert [len(text) for (text,) in task.train.texts] == [5_000_000, 15]
 
 
 def test_empty_texts_are_dropped_and_counted(tmp_path: Path) -> None:
@@ -149,7 +155,7 @@ def test_too_few_rows_for_a_hold_out(tmp_path: Path) -> None:
         ({"label": "label"}, r"no column 'label'[\s\S]*body, mark"),
         ({"text": ["mark"], "label": "body"}, r"holds int, not text[\s\S]*row 1"),
         ({"source": "asset:vader_twet"}, r"no data asset[\s\S]*did you mean 'vader_tweet'"),
-        ({"source": "asset:vader_tweet"}, r"no split 'dev'|no data asset"),
+        ({"source": "asset:vader_tweet"}, "no split 'dev'"),
     ],
 )
 def test_errors_say_what_is_there(tmp_path: Path, given: dict[str, object], message: str) -> None:
@@ -237,7 +243,7 @@ def test_glue_presets_fit_the_real_files(tmp_path: Path, name: str) -> None:
     assert len(raw.train) == 50
     assert len(raw.evaluation) == parquet.ParquetFile(real_data() / f"glue_{name}/validation.parquet").metadata.num_rows
     if raw.kind == "regression":
-        assert 0 <= raw.evaluation.labels.min()
+        assert raw.evaluation.labels.min() >= 0
         assert raw.evaluation.labels.max() <= 5
     else:
         assert set(raw.evaluation.labels.tolist()) == set(range(len(raw.labels)))

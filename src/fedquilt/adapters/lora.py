@@ -39,7 +39,7 @@ def lora(
     init = {}
     for index, name in enumerate(modules):
         linear = base.model.get_submodule(name)
-        out_features, in_features = int(linear.out_features), int(linear.in_features)  # type: ignore[arg-type]
+        out_features, in_features = int(linear.out_features), int(linear.in_features)
         bound = 1 / math.sqrt(in_features)
         a = torch.rand((rank, in_features), generator=generator(seed, "lora", name), dtype=torch.float64) * 2 * bound - bound
         leaves.append(Leaf(f"{name}/lora_A", (rank, in_features), "lora_A", index, 0, base.dtype))

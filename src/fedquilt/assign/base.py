@@ -35,6 +35,10 @@ class Assign(Protocol):
         """Rows of the bank, newcomers' row 0 included."""
         ...
 
+    def check(self, spec: Spec) -> None:
+        """Refuse an adapter that this part cannot work with (``CompositionError``), before anything runs."""
+        ...
+
     def __call__(self, updates: Updates, hub: Hub, spec: Spec, now: Round) -> Assignment:
         """The row of every contribution."""
         ...
@@ -50,6 +54,9 @@ class one:
     def rows(self) -> int:
         """One."""
         return 1
+
+    def check(self, spec: Spec) -> None:
+        """Any adapter will do."""
 
     def __call__(self, updates: Updates, hub: Hub, spec: Spec, now: Round) -> Assignment:
         return Assignment(torch.zeros(len(updates), dtype=torch.long))

@@ -65,8 +65,10 @@ def centred(g: Tensor) -> Tensor:
 
 
 def coordinates(g: Tensor) -> Tensor:
-    """Points ``[n, d]`` (d <= n) with exactly the pairwise distances of Gram matrix ``g``."""
+    """Points ``[n, d]`` (1 <= d <= n) with exactly the pairwise distances of Gram matrix ``g``."""
     eigenvalues, vectors = torch.linalg.eigh((g + g.t()) / 2)
     used = eigenvalues > eigenvalues.clamp(min=0).max() * 1e-14
+    if not bool(used.any()):  # all items are the same point
+        return g.new_zeros((len(g), 1))
     points: Tensor = vectors[:, used] * eigenvalues[used].sqrt()
     return points

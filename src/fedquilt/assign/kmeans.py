@@ -16,8 +16,8 @@ from torch import Tensor
 from fedquilt import tree
 from fedquilt.assign.base import Assignment
 from fedquilt.assign.features import Features, coordinates, gram, values
-from fedquilt.assign.lloyd import Clustering, constrained, from_labels, plain, plus_plus
-from fedquilt.errors import CompositionError
+from fedquilt.assign.lloyd import Clustering, constrained, from_labels, nearest, plain, plus_plus
+from fedquilt.errors import CompositionError, ConfigError
 from fedquilt.rng import numpy_generator
 from fedquilt.types import Hub, Round, Spec, Stack, Updates
 
@@ -41,6 +41,31 @@ class kmeans:
     restarts: int = 10
 
     sees: ClassVar[str] = "content"
+
+    def __post_init__(self) -> None:
+        for name in ("k", "restarts"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}", where=f"method.assign.{name}")
+
+    def check(self, spec: Spec) -> None:
+        """Whether an adapter has anything to compare.
+
+        Raises:
+            CompositionError: no product of two factors, or nothing but a head that does not count.
+        """
+        if self.features == "products" and not spec.pairs():
+            raise CompositionError(
+                f"the adapter '{spec.family}' has no low-rank products to compare",
+                where="method.features",
+                fix="use features = 'factors' or a LoRA adapter",
+            )
+        if not self.head and not spec.size() - spec.size("head"):
+            raise CompositionError(
+                f"the adapter '{spec.family}' is nothing but a head",
+                where="method.adapter",
+                why="the head does not count as a feature here",
+                fix="set head_features = true, or use a LoRA adapter",
+            )
 
     @property
     def rows(self) -> int:
@@ -69,7 +94,7 @@ class kmeans:
             if bank_points is not None:  # rows in use whose slots are all away keep their place
                 used = torch.tensor([row + 1 in set(hub.table.values()) for row in range(self.k)])
                 start = torch.where((unseen & used)[:, None], bank_points, start)
-            candidates.append(self._run(points, start, clients))
+            candidates.append(self._run(points, start, clients, known=True))
         # Who is absent would be forgotten by a fresh start: a cohort may lack whole tasks.
         if set(hub.table) <= set(updates.origin) or not candidates:
             stream = numpy_generator(now.seed, "kmeans", now.number)
@@ -87,9 +112,9 @@ class kmeans:
         points = coordinates(gram(both, spec, self.features, self.head))
         return points[: len(updates)], points[len(updates) :]
 
-    def _run(self, points: Tensor, start: Tensor, clients: list[int]) -> Clustering:
+    def _run(self, points: Tensor, start: Tensor, clients: list[int], *, known: bool = False) -> Clustering:
         if self.constraint == "none":
-            return plain(points, start)
+            return nearest(points, start) if known else plain(points, start)
         most = max(clients.count(c) for c in set(clients))
         if most > start.shape[0]:
             raise CompositionError(

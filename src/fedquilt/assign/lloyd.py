@@ -1,8 +1,8 @@
-"""Lloyd's algorithm on exact coordinates, plain (scikit-learn) and with at most one slot of a client per cluster."""
+"""Lloyd's algorithm on exact coordinates: plain (scikit-learn), from known clusters, and with at most one slot of a client each."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,27 +47,35 @@ def plain(points: Tensor, start: Tensor) -> Clustering:
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
 
-    real = ~start.isnan().any(1)
-    where = torch.nonzero(real).squeeze(1)
-    distinct = len(torch.unique(points, dim=0))
-    if distinct <= len(where):  # fewer distinct items than clusters: every distinct item is its own cluster
-        return Clustering(torch.unique(points, dim=0, return_inverse=True)[1], 0.0)
+    distinct, inverse = torch.unique(points, dim=0, return_inverse=True)
+    if len(distinct) <= len(start):  # fewer distinct items than clusters: every distinct item is its own cluster
+        return Clustering(inverse, 0.0)
     with threadpool_limits(1):
-        model = KMeans(len(where), init=start[where].numpy(), n_init=1).fit(points.numpy())
-    return Clustering(where[torch.as_tensor(model.labels_, dtype=torch.long)], float(model.inertia_))
+        model = KMeans(len(start), init=start.numpy(), n_init=1).fit(points.numpy())
+    return Clustering(torch.as_tensor(model.labels_, dtype=torch.long), float(model.inertia_))
 
 
-def constrained(points: Tensor, start: Tensor, clients: Sequence[int], iterations: int = 100) -> Clustering:
+def nearest(points: Tensor, start: Tensor) -> Clustering:
+    """Lloyd's algorithm in which an empty cluster keeps its centre. (scikit-learn moves it to a far item: the row of a task
+    that is absent from a cohort would be given to a split of another task.)"""
+    return _until_stable(points, start, lambda distance: distance.argmin(1))
+
+
+def constrained(points: Tensor, start: Tensor, clients: Sequence[int]) -> Clustering:
     """Slots of one client get different clusters: per client a Hungarian assignment on its distances, then means, until stable.
 
     Both halves lower the inertia, so it ends. A cluster that loses all members keeps its centre. NaN centres take a slot only
     when a client has more slots than there are real ones: the new centre is then that slot.
     """
     groups = [[i for i, c in enumerate(clients) if c == client] for client in sorted(set(clients))]
+    return _until_stable(points, start, lambda distance: _assign(distance, groups))
+
+
+def _until_stable(points: Tensor, start: Tensor, label: Callable[[Tensor], Tensor], iterations: int = 100) -> Clustering:
     centres = start.clone()
     labels = torch.full((len(points),), -1, dtype=torch.long)
     for _ in range(iterations):
-        new = _assign(squared(points, centres), groups)
+        new = label(squared(points, centres))
         if torch.equal(new, labels):
             break
         labels = new

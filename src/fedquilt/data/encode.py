@@ -129,11 +129,11 @@ def _key(texts: Sequence[tuple[str, ...]], identity: str, max_length: int) -> st
 def _read(path: Path, n: int) -> dict[str, NDArray[Any]] | None:
     """The cached arrays, or None when there are none or they are damaged (a zip member carries its checksum)."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("tokens", "types", "offsets", "truncated")}
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError):
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, NotImplementedError):
         return None
     offsets, tokens = arrays["offsets"], arrays["tokens"]
     whole = len(offsets) == n + 1 and offsets[-1] == len(tokens) == len(arrays["types"])

@@ -63,6 +63,7 @@ def load(task: TaskConfig, *, root: Path, cache: Path, seed: int, columns: Seque
     Raises:
         DataError: a source, file, split or column is missing, a label is null or outside the set, or a split has no usable row.
     """
+    _check_eval_split(task)
     wanted = [*task.text, task.label]
     train_table = _read(task, task.train_split, [*wanted, *columns], root, cache, say)
     names = _label_names(task, train_table)
@@ -84,18 +85,18 @@ def _read(task: TaskConfig, split: str, wanted: Sequence[str], root: Path, cache
         repo, _, config = rest.partition(":")
         return read_hub(repo, config or None, split, wanted, task.label)
     if kind == "file":
-        _check_split(task, split, one_file="{split}" not in rest)
         return read_file(root / Path(rest.replace("{split}", split)).expanduser(), wanted, task.text)
-    _check_split(task, split, one_file=True)
     rows = assets.dataset(rest, cache=cache, say=say)
     names = pick(list(rows[0]), wanted, task.source)
     return Table({name: [row[name] for row in rows] for name in names}, task.source, assets.find(rest).labels)
 
 
-def _check_split(task: TaskConfig, split: str, *, one_file: bool) -> None:
-    if one_file and split == task.eval_split:
+def _check_eval_split(task: TaskConfig) -> None:
+    """Before anything is read or downloaded: can the source have an evaluation split of its own?"""
+    one_set = task.source.startswith("asset:") or (task.source.startswith("file:") and "{split}" not in task.source)
+    if one_set and task.eval_split is not None:
         raise DataError(
-            f"there is no split {split!r}: the source is one set of rows",
+            f"there is no split {task.eval_split!r}: the source is one set of rows",
             where=f"task {task.name!r}: {task.source}",
             fix="leave eval_split out (eval_share of the rows is held out), or write {split} in the path",
         )

@@ -66,8 +66,9 @@ class Partition:
             raise DataError("the partition cannot be read", where=str(path), why=str(error)) from error
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise DataError("this is no partition file", where=str(path), why=repr(error)) from error
-        if not parts or len({len(clients) for clients in parts.values()}) != 1:
-            raise DataError("all tasks of a partition need the same number of clients", where=str(path))
+        sizes = {len(clients) for clients in parts.values()}
+        if len(sizes) != 1 or sizes == {0}:
+            raise DataError("all tasks of a partition need the same number of clients, at least one", where=str(path))
         return result
 
 

@@ -54,17 +54,18 @@ def read_file(path: Path, wanted: Sequence[str], texts: Sequence[str]) -> Table:
     try:
         if path.suffix == ".jsonl":
             return Table(_read_jsonl(path, wanted), where)
-        if path.suffix in (".csv", ".tsv"):
-            table = _read_csv(path, texts)
-        elif path.suffix == ".parquet":
-            table = _read_parquet(path, wanted)
-        else:
-            table = _read_arrow(path)
+        table = _read_table(path, wanted, texts)
+        names = pick(table.column_names, wanted, where)
+        return Table({name: table.column(name).to_pylist() for name in names}, where)
     except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         fix = "save the file as UTF-8" if "utf" in str(error).lower() else ""
         raise DataError("the file cannot be read", where=where, why=str(error), fix=fix) from error
-    names = pick(table.column_names, wanted, where)
-    return Table({name: table.column(name).to_pylist() for name in names}, where)
+
+
+def _read_table(path: Path, wanted: Sequence[str], texts: Sequence[str]) -> Any:
+    if path.suffix == ".parquet":
+        return _read_parquet(path, wanted)
+    return _read_arrow(path) if path.suffix == ".arrow" else _read_csv(path, texts)
 
 
 def _neighbours(path: Path) -> str:

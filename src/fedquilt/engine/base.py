@@ -139,7 +139,7 @@ class InProcess(ABC):
             store: dict[Slot, dict[str, Tensor]] = getattr(self, kind)
             store.setdefault(Slot(int(client), int(number)), {})[key] = tensor
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - an engine in this process has nothing to release
         """Nothing to release."""
 
     def _steps(self, job: Job) -> int:

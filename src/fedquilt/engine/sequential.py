@@ -8,6 +8,7 @@ import torch
 
 from fedquilt import tree
 from fedquilt.engine.base import InProcess, Trained, Work
+from fedquilt.types import Stack
 
 
 class SequentialEngine(InProcess):
@@ -22,7 +23,7 @@ class SequentialEngine(InProcess):
     def _one(self, work: Work) -> Trained:
         local, now = self.client.local, work.job.round
         names = self.client.train(now)
-        x = tree.stack([tree.select(work.start, names)])
+        x: Stack = tree.stack([tree.select(work.start, names)])
         frozen = {key: tensor[None] for key, tensor in work.start.items() if key not in x}
         moments = local.init(x) if work.moments is None else tree.stack([work.moments])
         losses = []
@@ -33,6 +34,6 @@ class SequentialEngine(InProcess):
             x, moments = local.step(
                 x, dict(zip(leaves, grads, strict=True)), moments, local.rate(now), torch.ones(1, dtype=torch.bool)
             )
-            losses.append(float(loss))
+            losses.append(loss.item())
             self.tick(1)
         return Trained(tree.row(x, 0), tree.row(moments, 0), sum(losses) / len(losses))

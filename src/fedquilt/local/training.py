@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Required, TypedDict
 
+from fedquilt.errors import ConfigError
 from fedquilt.local.optimiser import Local, adamw, sgd
 
 
@@ -25,9 +26,11 @@ def optimiser(training: Training, *, per: Literal["slot", "task"] = "slot", memo
     """The client-side optimiser of these settings.
 
     Raises:
-        ConfigError: both or neither of steps and epochs, or a number out of range.
+        ConfigError: both or neither of steps and epochs, a number out of range, or momentum without SGD.
     """
     options = {key: value for key, value in training.items() if key not in ("optimiser", "momentum")}
     if training.get("optimiser", "adamw") == "sgd":
         return sgd(**options, per=per, memory=memory, momentum=training.get("momentum", 0.0))  # type: ignore[arg-type]
+    if "momentum" in training:
+        raise ConfigError("momentum is a setting of SGD", where="method.momentum", fix="method.optimiser = 'sgd', or leave it out")
     return adamw(**options, per=per, memory=memory)  # type: ignore[arg-type]

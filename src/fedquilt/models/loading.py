@@ -50,7 +50,7 @@ class ModelConfig(BaseModel):
 class Base:
     """A frozen base model: one per process, shared by all clients."""
 
-    model: nn.Module
+    model: Any
     tokenizer: Any
     name: str
     model_type: str
@@ -118,7 +118,7 @@ def _pretrained(config: ModelConfig, where: str, classes: int) -> tuple[Any, Any
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # the report about the freshly initialised head: we initialise it ourselves
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, revision=config.revision)  # type: ignore[no-untyped-call]
+        tokenizer = AutoTokenizer.from_pretrained(where, revision=config.revision)
         model = AutoModelForSequenceClassification.from_pretrained(
             where, revision=config.revision, num_labels=classes, attn_implementation="eager", ignore_mismatched_sizes=True
         )
@@ -191,6 +191,6 @@ def tiny_vocabulary() -> list[str]:
 
 def tiny_tokenizer() -> Any:
     """A WordPiece tokenizer over :func:`tiny_vocabulary`; needs no file."""
-    from transformers import BertTokenizerFast
+    from transformers.models.bert import BertTokenizer  # a fast tokenizer since transformers 5
 
-    return BertTokenizerFast(vocab={token: i for i, token in enumerate(tiny_vocabulary())})
+    return BertTokenizer(vocab={token: i for i, token in enumerate(tiny_vocabulary())})

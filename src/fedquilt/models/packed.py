@@ -188,22 +188,24 @@ class Packed(nn.Module):
         done = 0
         out = []
         parts = zip(q.split(asked), k.split(sizes), v.split(sizes), groups, strict=True)
-        for query, key, value, (count, length) in parts:
+        for query, key, value, (count, _) in parts:
             heads = [x.view(count, -1, self.attention_heads, x.shape[1] // self.attention_heads).transpose(1, 2)
                      for x in (query, key, value)]  # fmt: skip
             rows = None if self.masks.rows is None else self.masks.rows[done : done + count]
-            out.append(self._softmax(attention, *heads, rows).transpose(1, 2).reshape(query.shape))
+            out.append(self._softmax(attention, heads, rows).transpose(1, 2).reshape(query.shape))
             done += count
         return torch.cat(out)
 
-    def _softmax(self, attention: Any, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None) -> Tensor:
+    def _softmax(self, attention: Any, heads: list[Tensor], rows: Tensor | None) -> Tensor:
+        q, k, v = heads
         dropout = attention.dropout
         if rows is None or dropout.p == 0:
             return F.scaled_dot_product_attention(q, k, v, scale=attention.scaling)
         weights = torch.softmax(q @ k.transpose(2, 3) * attention.scaling, dim=-1)
         # Keys of query position 0 come first, so the last layer's single query gets the mask of the full one.
         keys = attention_keys(rows, self.attention_heads, k.shape[2])[:, :, : q.shape[2]]
-        return (weights * dropout.mask(keys, k.shape[2], weights.dtype)) @ v
+        out: Tensor = (weights * dropout.mask(keys, k.shape[2], weights.dtype)) @ v
+        return out
 
     def _classify(self, stack: Stack, features: Tensor, batch: Batch) -> Tensor:
         """Each row through the head of its adapter (and task): one small call per head that occurs."""

@@ -31,16 +31,16 @@ class Padded:
     def __init__(self, base: Base, adapter: Adapter) -> None:
         self.masks = Masks()
         self.heads = adapter.heads
-        self.width = int(base.model.config.num_labels)  # type: ignore[union-attr,arg-type]
-        self.types = int(getattr(base.model.config, "type_vocab_size", 1))  # type: ignore[arg-type]
+        self.width = int(base.model.config.num_labels)
+        self.types = int(getattr(base.model.config, "type_vocab_size", 1))
         self.own_mask = not base.model_type.startswith("deberta")
-        self.pad = int(base.model.config.pad_token_id or 0)  # type: ignore[union-attr,arg-type]
+        self.pad = int(base.model.config.pad_token_id or 0)
         self.dtype = base.dtype
         model = copy.deepcopy(base.model)
         self.model: nn.Module = _with_lora(model, base, adapter) if adapter.modules else model
         self.names = {leaf.name: _parameter(leaf.name, leaf.role, base, bool(adapter.modules)) for leaf in adapter.spec.leaves}
         seed_dropout(self.model, self.masks, base.head)
-        if self.own_mask and float(getattr(base.model.config, "attention_probs_dropout_prob", 0.0)) >= 0:
+        if self.own_mask:
             _seed_attention(self.model)
         self.model.eval()
 
@@ -109,7 +109,7 @@ def _with_lora(model: nn.Module, base: Base, adapter: Adapter) -> nn.Module:
         modules_to_save=list(base.head),
         task_type="SEQ_CLS",
     )
-    wrapped: nn.Module = get_peft_model(model, config, autocast_adapter_dtype=False)  # type: ignore[arg-type]
+    wrapped: nn.Module = get_peft_model(model, config, autocast_adapter_dtype=False)
     return wrapped.to(base.dtype).requires_grad_(False)
 
 
@@ -130,18 +130,18 @@ def _seed_attention(model: nn.Module) -> None:
     from transformers import AttentionInterface
 
     AttentionInterface.register(ATTENTION, seeded_attention)
-    model.config._attn_implementation = ATTENTION  # type: ignore[union-attr]
     for module in model.modules():
-        if hasattr(module, "config") and hasattr(module.config, "_attn_implementation"):
-            module.config._attn_implementation = ATTENTION  # type: ignore[union-attr]
+        config: Any = getattr(module, "config", None)
+        if hasattr(config, "_attn_implementation"):
+            config._attn_implementation = ATTENTION
 
 
 def seeded_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor]:
     """softmax(q k^T * scaling + mask) v on ``[n, heads, L, d]``, returned as ``[n, L, heads, d]``."""
     scores = query @ key.transpose(2, 3) * kwargs["scaling"]
     if attention_mask is not None:
         scores = scores + attention_mask
-    weights = module.dropout(torch.softmax(scores, dim=-1))  # type: ignore[operator]
+    weights = module.dropout(torch.softmax(scores, dim=-1))
     return (weights @ value).transpose(1, 2).contiguous(), weights

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fedquilt.report import palette
-from fedquilt.report.adapterplot import adapter_plot
+from fedquilt.report.adapterplot import adapter_plot, kind_of, kinds
 from fedquilt.report.panel import Panel, Picture, quiet
 from fedquilt.report.project import Frame, Kind, Map, project
 from fedquilt.report.read import RunData
@@ -21,7 +21,7 @@ NAMES: dict[Kind, str] = {"pca": "PCA", "umap": "UMAP"}
 
 def panel(run: RunData, kind: Kind) -> Panel:
     """A map with a slider over rounds; on paper four rounds from the first to the last."""
-    slug, title = f"adapters-{kind}", f"Adapters over rounds ({NAMES[kind]})"
+    slug, title = f"adapters-{kind}", f"Adapters ({NAMES[kind]})"
     if not any(row.points for row in run.points):
         return Panel(slug, title, "This run has recorded no points.")
     found = project(run.points, kind)
@@ -78,18 +78,29 @@ def _draw_frame(ax: Axes, frame: Frame, tasks: tuple[str, ...]) -> None:
     ax.set_title(f"round {frame.round}", fontsize=10, loc="left")
     for dot in frame.dots:
         ax.plot(
-            [dot.x], [dot.y], palette.marker(dot.row), color=palette.colour(tasks.index(dot.task)), alpha=0.8, markersize=6, markeredgewidth=0
+            [dot.x],
+            [dot.y],
+            palette.marker(dot.row),
+            color=kinds(tasks)[kind_of(dot, tasks)],
+            alpha=0.8,
+            markersize=6,
+            markeredgewidth=0,
         )
     for row in frame.rows:
-        ax.plot([row.x], [row.y], palette.marker(row.row), color="none", markeredgecolor=palette.INK, markersize=12, markeredgewidth=1.4)
+        ax.plot(
+            [row.x], [row.y], palette.marker(row.row), color="none", markeredgecolor=palette.INK, markersize=12, markeredgewidth=1.4
+        )
 
 
 def _legend(figure: Figure, found: Map, tasks: tuple[str, ...]) -> None:
     from matplotlib.lines import Line2D
 
-    used = sorted({dot.row for frame in found.frames for dot in frame.dots})
+    used = sorted({dot.row for frame in found.frames for dot in frame.marks})
+    present = {kind_of(dot, tasks) for frame in found.frames for dot in frame.dots}
     marks = [
-        Line2D([], [], linestyle="none", marker="o", color=palette.colour(place), label=task) for place, task in enumerate(tasks)
+        Line2D([], [], linestyle="none", marker="o", color=colour, label=kind)
+        for kind, colour in kinds(tasks).items()
+        if kind in present
     ]
     shapes = [
         Line2D([], [], linestyle="none", marker=palette.marker(row), color="none", markeredgecolor=palette.INK, label=f"row {row}")

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fedquilt.report import palette
-from fedquilt.report.lines import Series, line_figure
-from fedquilt.report.panel import Panel, Picture, layout, quiet
+from fedquilt.report.lines import MOST_MARKERS, Series, line_figure
+from fedquilt.report.panel import Panel, Picture, count_axis, layout, legend_right, quiet
 from fedquilt.report.read import RunData
 from fedquilt.report.table import Table, show
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SLUG, TITLE = "clustering", "Clustering over rounds"
+SLUG, TITLE = "clustering", "Clustering"
 MEASURES = {"accuracy": "accuracy", "ari": "adjusted Rand index", "nmi": "normalised mutual information"}
 
 
@@ -54,8 +54,7 @@ def _picture(series: list[Series], x: tuple[float, ...], used: tuple[int, ...]) 
     shared: dict[str, Any] = layout(x="round", y="agreement with tasks", height=500)
     ticks = upper.plot["layout"]["xaxis"] | {"anchor": "y2"}
     shared["yaxis"] |= {"domain": [0.34, 1.0], "range": [min(0.0, *(v for s in series for v in s.y if v is not None)), 1.05]}
-    shared["yaxis2"] = shared["yaxis"] | {"domain": [0.0, 0.22], "title": {"text": "rows in use"}, "range": [0, 1.25 * max(used)]}
-    shared["yaxis2"] |= {"nticks": 3, "tickformat": "d"}
+    shared["yaxis2"] = shared["yaxis"] | {"domain": [0.0, 0.22], "title": {"text": "rows in use"}} | count_axis(max(used))
     plot = {"data": [*upper.plot["data"], bars], "layout": shared | {"xaxis": ticks}}
     return Picture(lambda figure: _draw(figure, series, x, used), plot, inches=(8.0, 5.2))
 
@@ -68,8 +67,15 @@ def _draw(figure: Figure, series: list[Series], x: tuple[float, ...], used: tupl
     quiet(bottom, x="round", y="rows in use")
     for place, one in enumerate(series):
         values = [float("nan") if value is None else value for value in one.y]
-        top.plot(one.x, values, marker=palette.marker(place), color=palette.colour(place), label=one.name, linewidth=1.8)
-    top.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0, frameon=False)
+        top.plot(
+            one.x,
+            values,
+            marker=palette.marker(place) if len(x) <= MOST_MARKERS else "",
+            color=palette.colour(place),
+            label=one.name,
+            linewidth=1.8,
+        )
+    legend_right(top)
     bottom.bar(x, used, width=0.5, color=palette.MUTED)
     bottom.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
     bottom.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fedquilt.report import palette
-from fedquilt.report.panel import Picture, axes, layout, legend_right
+from fedquilt.report.panel import Picture, axes, layout, legend_right, round_axis
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+MOST_MARKERS = 40  # of a line: more would hide it
 
 
 @dataclass(frozen=True)
@@ -31,19 +34,20 @@ class Series:
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
     strong: bool = False
+    place: int | None = None
+    """Which colour; its position in the figure when None. A run keeps its colour in figures that lack another run."""
 
 
 def line_figure(series: Sequence[Series], *, x: str, y: str, whole_x: bool = False) -> Picture:
     """All series in one figure. ``whole_x``: the x axis counts (rounds)."""
-    data = [trace for place, one in enumerate(series) for trace in _traces(one, place)]
-    ticks = _round_ticks(series) if whole_x else {}
+    data = [trace for place, one in enumerate(series) for trace in _traces(one, _place(one, place))]
+    ticks = round_axis(max((value for one in series for value in one.x), default=1)) if whole_x else {}
     plot = {"data": data, "layout": layout(x=x, y=y, xaxis=ticks, hovermode="closest")}
     return Picture(lambda figure: _draw(figure, series, x, y, whole_x), plot)
 
 
-def _round_ticks(series: Sequence[Series]) -> dict[str, Any]:
-    last = max((value for one in series for value in one.x), default=1)
-    return {"dtick": 1} if last <= 12 else {"tickformat": "d"}
+def _place(one: Series, position: int) -> int:
+    return position if one.place is None else one.place
 
 
 def _traces(one: Series, place: int) -> list[dict[str, Any]]:
@@ -51,7 +55,7 @@ def _traces(one: Series, place: int) -> list[dict[str, Any]]:
     line = {"color": colour, "width": 3.5 if one.strong else 2, "dash": palette.dash(place)[0]}
     trace: dict[str, Any] = {
         "type": "scatter",
-        "mode": "lines+markers",
+        "mode": "lines+markers" if len(one.x) <= MOST_MARKERS else "lines",
         "name": one.name,
         "x": list(one.x),
         "y": list(one.y),
@@ -81,14 +85,19 @@ def _draw(figure: Figure, series: Sequence[Series], x: str, y: str, whole_x: boo
     from matplotlib.ticker import MaxNLocator
 
     ax = axes(figure, x=x, y=y)
-    for place, one in enumerate(series):
+    for position, one in enumerate(series):
+        place = _place(one, position)
         colour = palette.INK if one.strong else palette.colour(place)
         values = [float("nan") if value is None else value for value in one.y]
         if one.low:
             ax.fill_between(one.x, one.low, one.high, color=colour, alpha=0.15, linewidth=0)
-        style = {"marker": palette.marker(place), "linestyle": palette.dash(place)[1], "linewidth": 3.0 if one.strong else 1.8}
+        style: dict[str, Any] = {
+            "marker": palette.marker(place) if len(one.x) <= MOST_MARKERS else "",
+            "linestyle": palette.dash(place)[1],
+            "linewidth": 3.0 if one.strong else 1.8,
+        }
         ax.plot(one.x, values, color=colour, label=one.name, markersize=5.5, **style)
     if whole_x:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if series:
-        legend_right(figure, ax)
+        legend_right(ax)

@@ -33,7 +33,8 @@ SHAPES = (
     ("triangle-right", ">"),
 )
 DASHES = (("solid", "-"), ("dash", "--"), ("dot", ":"))
-SEQUENTIAL = ("#f7fbff", "#d6e6f4", "#abd0e6", "#6aaed6", "#3787c0", "#105ba4", "#08306b")  # ColorBrewer Blues: monotone lightness
+# ColorBrewer Blues without its near-white end, which would look like "nothing"; lightness falls evenly.
+SEQUENTIAL = ("#d6e6f4", "#abd0e6", "#6aaed6", "#3787c0", "#105ba4", "#08306b")
 
 
 def colour(place: int) -> str:

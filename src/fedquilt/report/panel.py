@@ -50,9 +50,9 @@ def layout(*, x: str, y: str, height: int = 420, **more: Any) -> Plot:
         "paper_bgcolor": PAPER,
         "plot_bgcolor": PAPER,
         "font": {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13, "color": INK},
-        "margin": {"l": 64, "r": 24, "t": 16, "b": 52},
+        "margin": {"l": 64, "r": 24, "t": 36, "b": 52},
         "hoverlabel": {"font": {"size": 13}, "align": "left"},
-        "legend": {"bgcolor": "rgba(255,255,255,0)", "tracegroupgap": 14},
+        "legend": {"bgcolor": "rgba(255,255,255,0)", "tracegroupgap": 0, "traceorder": "normal"},
         "xaxis": axis | {"title": {"text": x, "standoff": 12}},
         "yaxis": axis | {"title": {"text": y, "standoff": 12}},
     }
@@ -61,9 +61,19 @@ def layout(*, x: str, y: str, height: int = 420, **more: Any) -> Plot:
     return shared
 
 
-def axes(figure: Figure, *, x: str, y: str, **subplot: Any) -> Axes:
+def count_axis(most: int) -> Plot:
+    """A short axis of counts: few ticks, all of them whole numbers."""
+    return {"dtick": max(1, round(most / 3)), "tickformat": ",d", "range": [0, 1.15 * max(1, most)]}
+
+
+def round_axis(last: float) -> Plot:
+    """An axis of rounds: every one has its tick while they fit."""
+    return {"dtick": 1} if last <= 12 else {"tickformat": "d"}
+
+
+def axes(figure: Figure, *, x: str, y: str) -> Axes:
     """One quiet matplotlib axes: labels, a light grid, no box."""
-    ax = figure.add_subplot(**subplot)
+    ax: Axes = figure.add_subplot()
     quiet(ax, x=x, y=y)
     return ax
 
@@ -81,6 +91,6 @@ def quiet(ax: Axes, *, x: str, y: str) -> None:
     ax.tick_params(colors=INK)
 
 
-def legend_right(figure: Figure, ax: Axes, **more: Any) -> None:
+def legend_right(ax: Axes) -> None:
     """A legend beside the axes, where it cannot cover a point."""
-    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0, frameon=False, **more)
+    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0, frameon=False)

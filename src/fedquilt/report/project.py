@@ -21,18 +21,6 @@ Kind = Literal["pca", "umap"]
 
 
 @dataclass(frozen=True)
-class Dot:
-    """One uploaded adapter in the plane."""
-
-    client: int
-    slot: int
-    row: int
-    task: str
-    x: float
-    y: float
-
-
-@dataclass(frozen=True)
 class RowDot:
     """One row of the bank in the plane, after the round's step."""
 
@@ -42,12 +30,26 @@ class RowDot:
 
 
 @dataclass(frozen=True)
+class Dot(RowDot):
+    """One uploaded adapter in the plane."""
+
+    client: int
+    slot: int
+    task: str
+
+
+@dataclass(frozen=True)
 class Frame:
     """One round."""
 
     round: int
     dots: tuple[Dot, ...]
     rows: tuple[RowDot, ...]
+
+    @property
+    def marks(self) -> tuple[RowDot, ...]:
+        """All of both kinds."""
+        return (*self.dots, *self.rows)
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def project(points: Sequence[Points], kind: Kind) -> Map:
         ConfigError: UMAP is asked for and not installed.
         StateError: the vectors differ in length.
     """
-    vectors = [p.at for row in points for p in (*row.points, *row.rows) if _finite(p.at)]
+    vectors = [at for row in points for at in _vectors(row) if _finite(at)]
     if len({len(vector) for vector in vectors}) > 1:
         raise StateError("the vectors of points.jsonl differ in length", why=str(sorted({len(v) for v in vectors})))
     matrix: Matrix = np.asarray(vectors, dtype=np.float64).reshape(len(vectors), -1)
@@ -75,13 +77,15 @@ def project(points: Sequence[Points], kind: Kind) -> Map:
     places = iter(flat.tolist())
     frames = []
     for row in points:
-        dots = [
-            Dot(p.client, p.slot, p.row, p.task, *_pair(next(places))) for p in row.points if _finite(p.at)
-        ]
+        dots = [Dot(p.row, *_pair(next(places)), p.client, p.slot, p.task) for p in row.points if _finite(p.at)]
         rows = [RowDot(r.row, *_pair(next(places))) for r in row.rows if _finite(r.at)]
         frames.append(Frame(row.round, tuple(dots), tuple(rows)))
     every = sum(len(row.points) + len(row.rows) for row in points)
     return Map(tuple(frames), x, y, every - len(vectors))
+
+
+def _vectors(row: Points) -> list[tuple[float | None, ...]]:
+    return [*(point.at for point in row.points), *(bank.at for bank in row.rows)]
 
 
 def _finite(vector: Sequence[float | None]) -> bool:

@@ -72,7 +72,7 @@ class RunData:
         return reported[0] if reported else ""
 
     def _reported(self, task: str) -> list[str]:
-        return next((list(row.tasks[task].metrics) for row in self.evals if task in row.tasks), [])
+        return next((list(row.tasks[task].metrics or {}) for row in self.evals if task in row.tasks), [])
 
     def megabytes(self, number: int) -> float | None:
         """Megabytes (1e6) sent up and down until the end of this round; None for a round that is not in the log."""

@@ -68,7 +68,8 @@ class TaskScore(_Row):
     """The metrics of the row that stands for a task, and the mean of its slots' primary metric."""
 
     row: int | None = None
-    metrics: dict[str, float | None]
+    metrics: dict[str, float | None] | None = None
+    """None where no row stands for the task alone: private leaves, or fewer rows than tasks."""
     slot_mean: float | None
 
 
@@ -91,21 +92,19 @@ class Evaluation(_Row):
     mean: float | None
 
 
-class Point(_Row):
-    """One uploaded adapter, randomly projected."""
+class RowPoint(_Row):
+    """One adapter of the bank after the server's step, as a random sketch."""
+
+    row: int
+    at: tuple[float | None, ...]
+
+
+class Point(RowPoint):
+    """One uploaded adapter, sketched the same way; ``task`` is ``a+b`` for a slot with several."""
 
     client: int
     slot: int
-    row: int
     task: str
-    at: tuple[float | None, ...]
-
-
-class RowPoint(_Row):
-    """One adapter of the bank after the server's step, projected the same way."""
-
-    row: int
-    at: tuple[float | None, ...]
 
 
 class Points(_Row):
@@ -120,7 +119,7 @@ class TaskSummary(_Row):
     """The final scores of a task; slot_* are of the primary metric over its slots."""
 
     row: int | None = None
-    metrics: dict[str, float | None]
+    metrics: dict[str, float | None] | None = None
     slot_mean: float | None
     slot_min: float | None = None
     slot_max: float | None = None

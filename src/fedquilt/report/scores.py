@@ -18,7 +18,8 @@ def panel(run: RunData) -> Panel:
     x = tuple(sent for _, sent in known)
     heads = {task: f"{task} ({metric})" if (metric := run.primary(task)) else task for task in run.tasks}
     columns = {heads[task]: [row.tasks[task].slot_mean if task in row.tasks else None for row, _ in known] for task in run.tasks}
-    columns["mean over slots"] = [row.mean for row, _ in known]
+    if len(columns) > 1:
+        columns["mean over slots"] = [row.mean for row, _ in known]
     series = []
     for name, y in columns.items():
         hover = [f"round {row.round}: {show(value)}<br>{sent:.2f} MB sent" for (row, sent), value in zip(known, y, strict=True)]

@@ -9,7 +9,7 @@ from fedquilt.report import palette
 from fedquilt.report.panel import Panel, Picture, axes, layout
 from fedquilt.report.read import RunData
 from fedquilt.report.schema import SlotScore
-from fedquilt.report.table import Cell, Table, show
+from fedquilt.report.table import Table, show
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,13 +23,17 @@ def panel(run: RunData) -> Panel:
         return Panel(SLUG, TITLE, "Nothing has been evaluated yet.")
     last = run.evals[-1]
     found = {task: [(s, v) for s in last.slots if s.task == task and (v := _score(run, s)) is not None] for task in run.tasks}
-    boxes = {f"{task} ({run.primary(task)})": pairs for task, pairs in found.items() if pairs}
+    boxes = {f"{task}\n{run.primary(task)}": pairs for task, pairs in found.items() if pairs}
     if not boxes:
         return Panel(SLUG, TITLE, "The last evaluation holds no slot scores.")
-    columns = ("task", "slots", "lowest", "lower quartile", "median", "upper quartile", "highest", "mean")
-    table = Table(columns, tuple((name, *_five([value for _, value in pairs])) for name, pairs in boxes.items()))
-    text = f"Every dot is one client's adapter after round {last.round}; a long box or whisker is a task that serves its clients unevenly."
-    data = [_box(name, place, pairs) for place, (name, pairs) in enumerate(boxes.items())]
+    five = {name: _five([value for _, value in pairs]) for name, pairs in boxes.items()}
+    columns = ("task", "metric", "slots", "lowest", "lower quartile", "median", "upper quartile", "highest", "mean")
+    table = Table(columns, tuple((*name.split("\n"), *row) for name, row in five.items()))
+    text = (
+        f"Every dot is one client's adapter after round {last.round}; the box is the middle half, the whiskers reach the "
+        "lowest and the highest. A long one is a task that serves its clients unevenly."
+    )
+    data = [_box(name, place, pairs, five[name]) for place, (name, pairs) in enumerate(boxes.items())]
     plot = {"data": data, "layout": layout(x="", y="primary metric", showlegend=False)}
     values = {name: [value for _, value in pairs] for name, pairs in boxes.items()}
     return Panel(SLUG, TITLE, text, table, Picture(lambda figure: _draw(figure, values), plot))
@@ -39,23 +43,31 @@ def _score(run: RunData, slot: SlotScore) -> float | None:
     return slot.metrics.get(run.primary(slot.task))
 
 
-def _five(values: list[float]) -> tuple[Cell, ...]:
-    quartiles: list[float] = [values[0]] * 3
-    if len(values) > 1:
-        quartiles = statistics.quantiles(values, n=4, method="inclusive")
-    return (len(values), min(values), *quartiles, max(values), statistics.fmean(values))
+Five = tuple[int, float, float, float, float, float, float]
 
 
-def _box(name: str, place: int, pairs: list[tuple[SlotScore, float]]) -> dict[str, Any]:
+def _five(values: list[float]) -> Five:
+    """How many, lowest, three quartiles (linear interpolation), highest, mean."""
+    lower, middle, upper = statistics.quantiles(values * 2 if len(values) == 1 else values, n=4, method="inclusive")
+    return (len(values), min(values), lower, middle, upper, max(values), statistics.fmean(values))
+
+
+def _box(name: str, place: int, pairs: list[tuple[SlotScore, float]], five: Five) -> dict[str, Any]:
+    _, lowest, lower, middle, upper, highest, _ = five  # given to plotly, whose quartiles are other ones than the table's
     texts = [f"client {s.client}, slot {s.slot}, row {s.row}<br>{show(v)} with {s.samples:,} examples" for s, v in pairs]
     return {
         "type": "box",
-        "name": name,
-        "y": [value for _, value in pairs],
-        "text": texts,
+        "name": name.replace("\n", "<br>"),
+        "x": [name.replace("\n", "<br>")],
+        "q1": [lower],
+        "median": [middle],
+        "q3": [upper],
+        "lowerfence": [lowest],
+        "upperfence": [highest],
+        "y": [[value for _, value in pairs]],
+        "text": [texts],
         "hovertemplate": "<b>%{x}</b><br>%{text}<extra></extra>",
         "hoveron": "points",
-        "quartilemethod": "linear",
         "boxpoints": "all",
         "jitter": 0.5,
         "pointpos": 0,
@@ -72,7 +84,14 @@ def _draw(figure: Figure, values: dict[str, list[float]]) -> None:
         colour = palette.colour(place)
         line = {"color": colour, "linewidth": 1.6}
         ax.boxplot(
-            [scores], positions=[place], widths=0.5, showfliers=False, boxprops=line, whiskerprops=line, capprops=line, medianprops=line
+            [scores],
+            positions=[place],
+            widths=0.5,
+            whis=(0, 100),
+            boxprops=line,
+            whiskerprops=line,
+            capprops=line,
+            medianprops=line,
         )
         # a fixed fan instead of random jitter: the file is the same every time
         across = [place + 0.16 * ((number * 7) % 5 - 2) / 2 for number in range(len(scores))]

@@ -14,6 +14,7 @@ from typing import Any
 from fedquilt.report.read import RunData
 
 SEED_KEYS = ("seed", "partition.seed")
+COST_COLUMNS = ("adapter", "head", "total", "MB up/client/round", "MB total", "minutes")
 NAMING_KEYS = ("name",)  # a label says nothing about what was computed
 
 
@@ -45,6 +46,11 @@ class Table:
         """Whether a column holds numbers (and is aligned to the right)."""
         return any(not isinstance(row[column], str | None) for row in self.rows)
 
+    def pick(self, columns: Sequence[str]) -> Table:
+        """These columns only, in this order."""
+        places = [self.columns.index(name) for name in columns]
+        return Table(tuple(columns), tuple(tuple(row[place] for place in places) for row in self.rows))
+
     def csv(self) -> str:
         """All rows as CSV; a spread is its mean."""
         out = io.StringIO()
@@ -58,10 +64,23 @@ class Table:
         return [{name: _plain(cell) for name, cell in zip(self.columns, row, strict=True)} for row in self.rows]
 
 
+def finite(value: Any) -> Any:
+    """The same with None for numbers that JSON does not have; dicts, lists and tuples are gone through.
+
+    >>> finite({"a": [1.0, float("nan")]})
+    {'a': [1.0, None]}
+    """
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _plain(cell: Cell) -> Any:
     if isinstance(cell, Spread):
-        return {"mean": _plain(cell.mean), "sd": _plain(cell.sd), "n": cell.n}
-    return None if isinstance(cell, float) and not math.isfinite(cell) else cell
+        return {"mean": cell.mean, "sd": cell.sd, "n": cell.n}
+    return finite(cell)
 
 
 def show(cell: Cell) -> str:
@@ -138,9 +157,13 @@ def summary_rows(runs: Sequence[RunData]) -> Table:
     groups = group_runs(runs)
     tasks = sorted({task for run in runs for task in run.tasks})
     heads = ("run", "method", "seeds", "rounds", "mean", *tasks, "clustering")
-    sizes = ("adapter", "head", "total", "MB up/client/round", "MB total", "minutes")
     rows = [(group.label, _method(group), group.seeds, _rounds(group), *_scores(group, tasks), *_sizes(group)) for group in groups]
-    return Table((*heads, *sizes), tuple(rows))
+    return Table((*heads, *COST_COLUMNS), tuple(rows))
+
+
+def score_columns(summary: Table) -> tuple[str, ...]:
+    """The columns of a summary that are not costs: together they are too wide for most screens."""
+    return tuple(name for name in summary.columns if name not in COST_COLUMNS)
 
 
 def _method(group: Group) -> str:

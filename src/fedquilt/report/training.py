@@ -6,7 +6,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from fedquilt.report import palette
-from fedquilt.report.panel import Panel, Picture, layout, quiet
+from fedquilt.report.lines import MOST_MARKERS
+from fedquilt.report.panel import Panel, Picture, count_axis, layout, legend_right, quiet, round_axis
 from fedquilt.report.read import RunData
 from fedquilt.report.schema import Round
 from fedquilt.report.table import Table, show
@@ -14,7 +15,7 @@ from fedquilt.report.table import Table, show
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SLUG, TITLE = "training", "Training loss and participation"
+SLUG, TITLE = "training", "Training"
 
 
 def panel(run: RunData) -> Panel:
@@ -27,7 +28,9 @@ def panel(run: RunData) -> Panel:
         (r.round, len(r.cohort), r.jobs, r.accepted, len(r.rejected), _reasons(r), r.loss, r.bytes_up / 1e6, r.bytes_down / 1e6)
         for r in rounds
     ]
-    text = "The loss is the mean over the clients' local steps. A refused contribution failed the server's checks and changed nothing."
+    text = (
+        "The loss is the mean over the clients' local steps. A refused contribution failed the server's checks and changed nothing."
+    )
     picture = Picture(lambda figure: _draw(figure, rounds), _plot(rounds), inches=(8.0, 5.0))
     return Panel(SLUG, TITLE, text, Table(columns, tuple(rows)), picture)
 
@@ -41,10 +44,11 @@ def _plot(rounds: tuple[Round, ...]) -> dict[str, Any]:
     x = [row.round for row in rounds]
     loss = {
         "type": "scatter",
-        "mode": "lines+markers",
+        "mode": "lines+markers" if len(x) <= MOST_MARKERS else "lines",
         "x": x,
         "y": [row.loss for row in rounds],
         "name": "training loss",
+        "showlegend": False,
         "text": [show(row.loss) for row in rounds],
         "hovertemplate": "round %{x}: loss %{text}<extra></extra>",
         "line": {"color": palette.colour(0), "width": 2},
@@ -56,8 +60,9 @@ def _plot(rounds: tuple[Round, ...]) -> dict[str, Any]:
         for name, y, colour in _bars(rounds)
     ]
     shared = layout(x="round", y="loss", height=480, barmode="stack")
-    shared["xaxis"] |= {"anchor": "y2"} | ({"dtick": 1} if len(x) <= 12 else {"tickformat": "d"})
-    shared["yaxis2"] = shared["yaxis"] | {"domain": [0.0, 0.24], "title": {"text": "contributions"}, "nticks": 4, "tickformat": "d"}
+    shared["xaxis"] |= {"anchor": "y2"} | round_axis(x[-1])
+    shared["yaxis2"] = shared["yaxis"] | {"domain": [0.0, 0.24], "title": {"text": "contributions"}}
+    shared["yaxis2"] |= count_axis(max(row.accepted + len(row.rejected) for row in rounds))
     shared["yaxis"] |= {"domain": [0.36, 1.0]}
     return {"data": [loss, *bars], "layout": shared}
 
@@ -76,11 +81,11 @@ def _draw(figure: Figure, rounds: tuple[Round, ...]) -> None:
     quiet(top, x="", y="training loss")
     quiet(bottom, x="round", y="contributions")
     losses = [float("nan") if row.loss is None else row.loss for row in rounds]
-    top.plot(x, losses, marker="o", color=palette.colour(0), linewidth=1.8)
+    top.plot(x, losses, marker="o" if len(x) <= MOST_MARKERS else "", color=palette.colour(0), linewidth=1.8)
     below = [0] * len(x)
     for name, counts, colour in _bars(rounds):
         bottom.bar(x, counts, width=0.5, bottom=below, color=colour, label=name)
         below = [a + b for a, b in zip(below, counts, strict=True)]
-    bottom.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0, frameon=False)
+    legend_right(bottom)
     bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
     bottom.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))

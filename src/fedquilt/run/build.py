@@ -115,6 +115,11 @@ def build(
     tasks = {
         name: encode(raw, base.tokenizer, max_length=config.model.max_length, cache=default_cache()) for name, raw in raws.items()
     }
+    return assemble(config, base, tasks, parts, tick=tick)
+
+
+def assemble(config: RunConfig, base: Base, tasks: Mapping[str, Task], parts: Partition, *, tick: Tick | None = None) -> Built:
+    """The objects of a run over data and a model that are loaded already."""
     method = make_method(config, len(tasks))
     adapter = make_adapter(config, method, base, len(tasks))
     program = compose(method, adapter.spec)

@@ -1,4 +1,5 @@
-"""The run's configuration: a TOML file plus ``--set a.b=c``. Unknown keys are errors everywhere.
+"""The run's configuration: a TOML file plus ``--set a.b=c``. Unknown keys are errors everywhere. A file may begin from another
+one (``extends = "tasks.toml"``, seen from its own folder).
 
 ``[method]`` and ``[adapter]`` have no schema here: the builder's signature is the schema.
 """
@@ -72,15 +73,34 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: unreadable file, bad TOML, unknown key, bad value; one sentence with the path into the config.
     """
     path = Path(path)
+    raw = _read(path, ())
+    for override in overrides:
+        _override(raw, override)
+    return parse(raw, path.parent.resolve())
+
+
+def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
+    """The tables of a file over those of the file it ``extends``; tables merge, everything else is replaced."""
+    if path.resolve() in children:
+        raise ConfigError(f"'{path}' extends itself", where="extends", fix="remove one of the 'extends' lines")
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the config file '{path}'", why=error.strerror or str(error)) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"'{path}' is not valid TOML", why=str(error), fix="see the line named above") from error
-    for override in overrides:
-        _override(raw, override)
-    return parse(raw, path.parent.resolve())
+    parent = raw.pop("extends", None)
+    if parent is None:
+        return raw
+    return _over(_read(path.parent / str(parent), (*children, path.resolve())), raw)
+
+
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    both = {**below, **above}
+    for key in below.keys() & above.keys():
+        if isinstance(below[key], dict) and isinstance(above[key], dict):
+            both[key] = _over(below[key], above[key])
+    return both
 
 
 def parse(raw: dict[str, Any], root: Path) -> RunConfig:

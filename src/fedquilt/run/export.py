@@ -41,7 +41,7 @@ def export_bank(built: Built, hub: Hub, out: Path) -> list[Path]:
     """``row-NN`` per row in use; ``client-CCC-slot-S`` per slot where private leaves make every slot an adapter of its own."""
     if built.bank_is_complete:
         used = sorted({0, *hub.table.values()} if tree.length(hub.bank) == 1 else set(hub.table.values()))
-        states = {f"row-{row:02d}": tree.row(hub.bank, row) for row in used}
+        states: dict[str, State] = {f"row-{row:02d}": tree.row(hub.bank, row) for row in used}
     else:
         states = {
             f"client-{slot.client:03d}-slot-{slot.number}": built.engine.state_of(slot, tree.row(hub.bank, hub.row_of(slot)))
@@ -103,7 +103,7 @@ def _transformers(built: Built, state: State, folder: Path) -> None:
 
 
 def _card(built: Built) -> str:
-    classes = int(built.base.model.config.num_labels)  # type: ignore[union-attr,arg-type]
+    classes = int(built.base.model.config.num_labels)
     return (
         f"# {built.config.name}\n\nTrained with fedquilt, method `{built.config.method['name']}`, base `{built.base.source}`, "
         f"{classes} logits.\n\n```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForSequenceClassification\n\n"

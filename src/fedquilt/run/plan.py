@@ -78,4 +78,4 @@ def _memory(built: Any, trained: int) -> int:
     tokens = TOKEN_BUDGET if built.config.engine == "vectorised" else built.method.local.batch * built.config.model.max_length
     activations = tokens * 13 * int(model.config.hidden_size) * int(model.config.num_hidden_layers) * size
     slots = min(len(built.view.slots), built.config.cohort)
-    return base + activations + 4 * slots * trained * size
+    return int(base + activations + 4 * slots * trained * size)

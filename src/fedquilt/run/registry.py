@@ -71,7 +71,7 @@ def _spread(unpacked: Any) -> dict[str, Any]:
     total = getattr(table, "__total__", True)
     out: dict[str, Any] = {}
     for name, hint in get_type_hints(table, include_extras=True).items():
-        origin = typing.get_origin(hint)
+        origin: Any = typing.get_origin(hint)
         inner = typing.get_args(hint)[0] if origin in (Required, NotRequired) else hint
         required = origin is Required or (total and origin is not NotRequired)
         out[name] = (inner, ...) if required else (inner | None, None)

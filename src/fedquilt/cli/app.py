@@ -1,0 +1,36 @@
+"""The tree of commands."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fedquilt.cli import data, doctor, methods, reports, runs
+
+HELP = "Federated fine-tuning of pre-trained transformers with small adapters."
+app = typer.Typer(
+    help=HELP, no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from fedquilt import __version__
+
+        typer.echo(f"fedquilt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,
+) -> None:
+    pass  # both act before a command does: --version here, --debug in main
+
+
+for command in (runs.run, runs.resume, reports.report, reports.compare, runs.export, doctor.doctor):
+    app.command()(command)
+app.add_typer(data.app, name="data")
+app.add_typer(methods.app, name="methods")

@@ -1,0 +1,32 @@
+"""The results table of one run: what the report opens with."""
+
+from __future__ import annotations
+
+from fedquilt.report.panel import Panel
+from fedquilt.report.read import RunData
+from fedquilt.report.schema import Evaluation, TaskScore
+from fedquilt.report.table import Cell, Table
+
+SLUG, TITLE = "results", "Results"
+
+
+def panel(run: RunData) -> Panel:
+    """Per task: its row's metrics, and its slots' primary metric as mean, lowest and highest, after the last evaluation."""
+    if not run.evals:
+        return Panel(SLUG, TITLE, "Nothing has been evaluated yet.")
+    last = run.evals[-1]
+    names = sorted({name for score in last.tasks.values() for name in score.metrics or {}})
+    columns = ("task", "row", *names, "slots", "slot mean", "slot lowest", "slot highest")
+    rows = [(task, *_cells(run, last, task, score, names)) for task, score in sorted(last.tasks.items())]
+    text = (
+        f"After round {last.round}. The metrics are those of the task's row of the server's bank on the task's evaluation split; "
+        "the slot columns give the primary metric over the clients' own adapters, each measured with the row it was routed to."
+    )
+    return Panel(SLUG, TITLE, text, Table(columns, tuple(rows)))
+
+
+def _cells(run: RunData, last: Evaluation, task: str, score: TaskScore, names: list[str]) -> list[Cell]:
+    primary = run.primary(task)
+    known = [value for s in last.slots if s.task == task and (value := s.metrics.get(primary)) is not None]
+    spread: list[Cell] = [score.slot_mean, min(known, default=None), max(known, default=None)]
+    return ["–" if score.row is None else str(score.row), *((score.metrics or {}).get(name) for name in names), len(known), *spread]

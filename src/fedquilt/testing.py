@@ -1,0 +1,183 @@
+"""For authors of methods: ``check_method`` puts a method through what every built-in method has to pass.
+
+    from fedquilt.testing import check_method
+
+    def test_my_method() -> None:
+        check_method("my_method", lr=1e-2, steps=2)
+
+It needs no network and no data: a random BERT of a few thousand parameters and three synthetic tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedquilt import tree
+from fedquilt.clock import Drive
+from fedquilt.data.encode import Examples, Task
+from fedquilt.data.partition import Partition
+from fedquilt.errors import CompositionError
+from fedquilt.meter import Meter
+from fedquilt.models.loading import Base, load
+from fedquilt.rng import numpy_generator
+from fedquilt.run.build import Built, assemble
+from fedquilt.run.config import RunConfig, parse
+from fedquilt.types import Hub
+
+SIZES: Mapping[str, Sequence[int]] = {"colour": (9, 4, 0, 7), "number": (5, 0, 1, 8), "shape": (6, 3, 10, 0)}
+CLASSES: Mapping[str, int] = {"colour": 2, "number": 3, "shape": 2}
+
+
+def tiny_tasks(seed: int = 0) -> dict[str, Task]:
+    """Three tasks of random words (2, 3 and 2 labels), made of token ids of the tiny models; one client holds one sample."""
+    return {name: _task(name, sum(sizes), seed) for name, sizes in SIZES.items()}
+
+
+def _task(name: str, rows: int, seed: int) -> Task:
+    classes = CLASSES[name]
+    split = [_examples(n, classes, seed, name, part) for n, part in ((rows, "train"), (12, "evaluation"))]
+    return Task(name, "classification", tuple(str(c) for c in range(classes)), ("accuracy",), *split)
+
+
+def _examples(rows: int, classes: int, seed: int, *salt: str) -> Examples:
+    stream = numpy_generator(seed, *salt)
+    lengths = stream.integers(3, 14, rows)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    tokens = stream.integers(5, 60, offsets[-1]).astype(np.int32)
+    return Examples(tokens, np.zeros(len(tokens), np.uint8), offsets, stream.integers(0, classes, rows).astype(np.float64))
+
+
+def tiny_partition() -> Partition:
+    """Four clients; each lacks a task or has all."""
+    parts = {}
+    for name, sizes in SIZES.items():
+        ends = np.cumsum(sizes)
+        parts[name] = tuple(np.arange(end - size, end) for end, size in zip(ends, sizes, strict=True))
+    return Partition(parts, "file")
+
+
+def tiny_config(name: str, **tables: Any) -> RunConfig:
+    """A run of two rounds in float64 on one thread; ``tables`` are those of a config file."""
+    tasks = [{"name": task, "source": "file:unused.csv"} for task in SIZES]
+    raw: dict[str, Any] = {"rounds": 2, "threads": 1, "tasks": tasks, "model": {"name": "tiny:bert", "precision": "float64"}}
+    method = {"name": name, **tables.pop("method", {})}
+    return parse({**raw, **tables, "method": method}, root=_nowhere())
+
+
+def _nowhere() -> Any:
+    from pathlib import Path
+
+    return Path("/")
+
+
+def tiny_base(config: RunConfig) -> Base:
+    """The random base model of a tiny run."""
+    torch.set_num_threads(1)
+    return load(config.model, classes=max(CLASSES.values()), seed=config.seed)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a tiny run ended with."""
+
+    hub: Hub
+    memory: Mapping[str, Tensor]
+    rounds: list[dict[str, Any]]
+    built: Built
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that training determined."""
+        return {**{f"bank/{k}": x for k, x in self.hub.bank.items()}, **{f"memory/{k}": x for k, x in self.memory.items()}}
+
+
+class Nowhere:
+    """A journal that keeps its records in memory."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, list[Mapping[str, Any]]] = {}
+
+    def commit(
+        self, hub: Hub, memory: Mapping[str, Tensor], records: Mapping[str, Sequence[Mapping[str, Any]]], meter: Meter
+    ) -> None:
+        """Remember."""
+        for name, lines in records.items():
+            self.records.setdefault(name, []).extend(lines)
+
+
+def run_tiny(config: RunConfig, base: Base | None = None) -> Outcome:
+    """Run a tiny configuration in memory: no files, no evaluation."""
+    built = assemble(config, base or tiny_base(config), tiny_tasks(config.seed), tiny_partition())
+    journal = Nowhere()
+    drive = Drive(
+        built.program,
+        built.engine,
+        built.adapter.spec,
+        journal,
+        Meter(built.adapter.spec),
+        config.seed,
+        config.rounds,
+        observe=lambda number, updates, hub: {},
+        evaluate=lambda hub, number: None,
+        notice=lambda number, summary, evaluation: None,
+    )
+    hub = drive.run(built.program.init(built.adapter.init))
+    return Outcome(hub, built.engine.memory(), [dict(line) for line in journal.records.get("rounds.jsonl", [])], built)
+
+
+def check_method(name: str, **options: Any) -> list[str]:
+    """Run a registered method on both engines and check what every method owes; returns the names of the passed checks.
+
+    Checks: it composes; both engines agree to 1e-10 in float64; a second run gives the same bits; nothing but finite numbers;
+    the base model did not change; what travels is trained; the state survives a round trip through a file.
+
+    Raises:
+        CompositionError: naming the first check that failed.
+        ConfigError: unknown method or options.
+    """
+    config = tiny_config(name, method=options)
+    base = tiny_base(config)
+    before = base.fingerprint
+    fast, again = run_tiny(config, base), run_tiny(config, base)
+    slow = run_tiny(config.model_copy(update={"engine": "sequential"}), base)
+    base._fingerprint = ""
+    checks = {
+        "both engines agree": tree.max_difference(fast.tensors(), slow.tensors()) <= 1e-10 and fast.hub.table == slow.hub.table,
+        "the same seed gives the same bits": tree.equal(fast.tensors(), again.tensors()) and fast.rounds == again.rounds,
+        "all numbers are finite": all(bool(torch.isfinite(x).all()) for x in fast.tensors().values()),
+        "the base model is unchanged": base.fingerprint == before,
+        "what travels is trained": _travels_trained(fast.built),
+        "rounds were accepted": all(not entry["rejected"] for entry in fast.rounds),
+        "the state survives a file": _round_trip(fast),
+    }
+    for check, passed in checks.items():
+        if not passed:
+            raise CompositionError(f"method '{name}' failed the check: {check}", where="fedquilt.testing.check_method")
+    return list(checks)
+
+
+def _travels_trained(built: Built) -> bool:
+    from fedquilt.types import Round
+
+    client = built.program.client
+    return all(set(client.share(Round(n, 0))) <= set(client.train(Round(n, 0))) for n in (1, 2, 3))
+
+
+def _round_trip(outcome: Outcome) -> bool:
+    import tempfile
+    from pathlib import Path
+
+    from fedquilt.run.store import Store
+
+    with tempfile.TemporaryDirectory() as folder:
+        Store(Path(folder)).commit(outcome.hub, outcome.memory, {}, Meter(outcome.built.adapter.spec))
+        loaded = Store(Path(folder)).load()
+    if loaded is None:
+        return False
+    hub, memory, _, _ = loaded
+    return tree.equal(hub.bank, outcome.hub.bank) and tree.equal(memory, outcome.memory) and hub.table == outcome.hub.table
