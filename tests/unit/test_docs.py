@@ -81,8 +81,11 @@ def test_every_method_and_its_own_arguments_are_described(name: str) -> None:
         assert "fedquilt" not in own  # a plug-in that happens to be installed
         return
     common, own_text = section("methods.md", "What all of them take"), section("methods.md", f"`{name}`")
-    for argument in registry.schema(registry.load("fedquilt.methods", name)).model_fields:
+    for argument, field in registry.schema(registry.load("fedquilt.methods", name)).model_fields.items():
         assert f"`{argument}`" in common or f"`{argument}" in own_text, argument
+        row = re.search(rf"^\| `{argument}` \| (.*?) \|", own_text, re.M)
+        if row and not field.is_required():  # a default that is shown is the true one
+            assert row[1].strip("`").strip('"') == str(field.default).lower().replace("none", "–")
     assert f"| `{name}` |" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from fedquilt import tree
 from fedquilt.types import Spec, Stack, Updates
 
-Features = Literal["factors", "products", "updates"]
+Features = Literal["b_factors", "factors", "products", "updates"]
 
 
 def values(updates: Updates) -> dict[str, Tensor]:
@@ -27,11 +27,14 @@ def gram(whole: Stack, spec: Spec, features: Features, head: bool) -> Tensor:
     """Centred float64 Gram matrix ``[n, n]`` of the items ``whole [n, ...]``.
 
     ``factors`` and ``updates``: all tensors one after the other (FL-TAC, Ping et al. 2024, section 3.2: raw adapter parameters);
-    for ``updates`` the items are the changes of this round.
+    for ``updates`` the items are the changes of this round. ``b_factors``: only the factors that start at zero (lora_B); at
+    B = 0 the gradient of A vanishes, but AdamW still moves A by steps of full size, so early on A is mostly noise.
     ``products``: sum over maps of <s B_i A_i, s B_j A_j> = s^2 tr((B_i^T B_j)(A_j A_i^T)): the update itself, invariant to the
     factors' gauge (B G, G^-1 A); never forms an ``[out, in]`` matrix.
     """
     names = [key for key in whole if head or "/head." not in key]
+    if features == "b_factors" and spec.pairs():
+        names = [key for key in names if not key.endswith("/lora_A")]
     if features != "products":
         return centred(_linear(tree.select(whole, names)))
     total = _products(whole, spec)

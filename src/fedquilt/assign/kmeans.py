@@ -35,10 +35,10 @@ class kmeans:
     """
 
     k: int
-    features: Features = "factors"
+    features: Features = "b_factors"
     constraint: Literal["cannot-link", "none"] = "cannot-link"
     head: bool = False
-    restarts: int = 10
+    restarts: int = 50
 
     sees: ClassVar[str] = "content"
 

@@ -6,11 +6,16 @@ from typing import Annotated
 
 import typer
 
-from fedquilt.cli import data, doctor, methods, reports, runs
+from fedquilt.cli import data, demo, doctor, methods, reports, runs
 
 HELP = "Federated fine-tuning of pre-trained transformers with small adapters."
+# suggest_commands: click suggests too, and the word would stand there twice
 app = typer.Typer(
-    help=HELP, no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
+    suggest_commands=False,
+    help=HELP,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
@@ -30,7 +35,7 @@ def _options(
     pass  # both act before a command does: --version here, --debug in main
 
 
-for command in (runs.run, runs.resume, reports.report, reports.compare, runs.export, doctor.doctor):
+for command in (demo.demo, runs.run, runs.resume, reports.report, reports.compare, runs.export, doctor.doctor):
     app.command()(command)
 app.add_typer(data.app, name="data")
 app.add_typer(methods.app, name="methods")

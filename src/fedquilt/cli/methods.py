@@ -42,14 +42,18 @@ def show_method(name: Annotated[str, typer.Argument(help="A name from `methods l
         out.print_json({"name": name, "about": about, "options": options})
         return
     typer.echo(f"{name}\n\n{about}\n")
-    rows = tuple(
-        (option["name"], option["type"], "required" if option["required"] else repr(option["default"])) for option in options
-    )
+    rows = tuple((option["name"], option["type"], _default(option)) for option in options)
     out.print_table(Table(("option", "type", "default"), rows), "[method]")
 
 
 def _first_line(builder: Any) -> str:
     return (inspect.getdoc(builder) or "").partition("\n")[0]
+
+
+def _default(option: dict[str, Any]) -> str:
+    if option["required"]:
+        return "required"
+    return "not set" if option["default"] is None else repr(option["default"])
 
 
 def _options(model: type[BaseModel]) -> list[dict[str, Any]]:

@@ -41,7 +41,7 @@ def report(
     if as_json:
         show.print_json({"report": str(page), "figures": str(run / "figures"), "summary": summary.records()})
         return
-    _print_summary(summary)
+    print_summary(summary)
     typer.echo(f"report:  {page}\nfigures: {run / 'figures'}")
 
 
@@ -60,12 +60,12 @@ def compare(
     if as_json:
         show.print_json({"compare": None if page is None else str(page), "runs": summary.records()})
         return
-    _print_summary(summary)
+    print_summary(summary)
     if page is not None:
         typer.echo(f"comparison: {page}")
 
 
-def _print_summary(summary: Table) -> None:
+def print_summary(summary: Table) -> None:
     from fedquilt.report.table import COST_COLUMNS, score_columns
 
     show.print_table(summary.pick(score_columns(summary)), "scores")

@@ -54,7 +54,7 @@ def run(
 
     suffix = "" if seed is None else f"-seed-{seed}"
     folder = directory or Path("runs") / f"{resolved.name}{suffix}"
-    with _resumable(folder):
+    with resumable(folder):
         launch.run(resolved, directory=folder, progress=make_progress())
     _print_result(folder, as_json)
 
@@ -63,7 +63,7 @@ def resume(run: Run, as_json: show.AsJson = False) -> None:
     """Continue an interrupted run; the result is the same as without the interruption."""
     from fedquilt.run import launch
 
-    with _resumable(run):
+    with resumable(run):
         launch.resume(run, progress=make_progress())
     _print_result(run, as_json)
 
@@ -91,7 +91,12 @@ def read_config(path: Path, override: list[str] | None, seed: int | None = None)
 
 
 @contextmanager
-def _resumable(folder: Path) -> Iterator[None]:
+def resumable(folder: Path) -> Iterator[None]:
+    """Training in ``folder``: Ctrl-C ends it with the command that continues it.
+
+    Raises:
+        Interrupted: instead of KeyboardInterrupt.
+    """
     try:
         yield
     except KeyboardInterrupt:

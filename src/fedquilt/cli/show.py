@@ -55,7 +55,9 @@ def print_table(table: Table, title: str = "", *, most: int = 0) -> None:
 
     from fedquilt.report.table import show
 
-    rich = RichTable(title=Text(title) if title else None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    if title:
+        typer.secho(title, bold=True)
+    rich = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for place, name in enumerate(table.columns):
         rich.add_column(Text(name), justify="right" if table.numeric(place) else "left")
     shown = table.rows[:most] if most else table.rows

@@ -24,7 +24,7 @@ from fedquilt.reduce.mean import Weighting
 def fltac(
     *,
     tasks: int,
-    features: Features = "factors",
+    features: Features = "b_factors",
     constraint: Literal["cannot-link", "none"] = "cannot-link",
     head_features: bool = False,
     weighting: Weighting = "samples",

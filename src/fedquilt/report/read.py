@@ -125,7 +125,7 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise StateError("a file of the run directory is missing", where=str(path), fix="run the configuration again") from None
+        raise StateError("a file of the run directory is missing", where=str(path), fix=f"fedquilt resume {path.parent}") from None
     except UnicodeDecodeError as error:
         raise StateError("a file of the run directory is not text", where=str(path), why=str(error)) from error
 

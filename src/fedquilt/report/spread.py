@@ -31,7 +31,8 @@ def panel(run: RunData) -> Panel:
     table = Table(columns, tuple((*name.split("\n"), *row) for name, row in five.items()))
     text = (
         f"Every dot is one client's adapter after round {last.round}; the box is the middle half, the whiskers reach the "
-        "lowest and the highest. A long one is a task that serves its clients unevenly."
+        "lowest and the highest. A long one is a task that serves its clients unevenly; "
+        "a flat one has slots that share one row's adapter."
     )
     data = [_box(name, place, pairs, five[name]) for place, (name, pairs) in enumerate(boxes.items())]
     plot = {"data": data, "layout": layout(x="", y="primary metric", showlegend=False)}

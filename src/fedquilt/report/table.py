@@ -44,7 +44,7 @@ class Table:
 
     def numeric(self, column: int) -> bool:
         """Whether a column holds numbers (and is aligned to the right)."""
-        return any(not isinstance(row[column], str | None) for row in self.rows)
+        return not any(isinstance(row[column], str) for row in self.rows)
 
     def pick(self, columns: Sequence[str]) -> Table:
         """These columns only, in this order."""
@@ -86,14 +86,16 @@ def _plain(cell: Cell) -> Any:
 def show(cell: Cell) -> str:
     """A cell for people.
 
-    >>> show(0.81234), show(123456), show(None), show(Spread(0.5, 0.01, 3)), show(1234.56)
-    ('0.812', '123,456', '–', '0.500 ± 0.010', '1,234.6')
+    >>> show(0.00267), show(0.81234), show(123456), show(None), show(Spread(0.5, 0.01, 3)), show(1234.56)
+    ('0.0027', '0.812', '123,456', '–', '0.500 ± 0.010', '1,234.6')
     """
     if isinstance(cell, Spread):
         return f"{show(cell.mean)} ± {show(cell.sd)}"
     if isinstance(cell, float):
         if not math.isfinite(cell):
             return "–"
+        if 0 < abs(cell) < 0.01:
+            return f"{cell:.2g}"
         return f"{cell:.3f}" if abs(cell) < 10 else f"{cell:,.1f}"
     if isinstance(cell, int):
         return f"{cell:,}"

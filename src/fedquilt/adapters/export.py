@@ -1,0 +1,82 @@
+"""Adapters on disk: peft's format for LoRA, a transformers model folder for families that inject nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor
+
+from fedquilt.adapters.base import Adapter, head_key
+from fedquilt.adapters.whole import weight_key
+from fedquilt.data.files import replacing
+from fedquilt.models.loading import Base
+from fedquilt.types import State
+
+
+def write(base: Base, adapter: Adapter, state: State, folder: Path, title: str) -> Path:
+    """Write one adapter (with one head) so that plain peft, or plain transformers, opens it with equal logits.
+
+    Raises:
+        StateError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if adapter.modules:
+        _peft(base, adapter, state, folder)
+        _write(folder / "README.md", _card(base, title).encode())
+    else:
+        _transformers(base, state, folder)
+    return folder
+
+
+def _peft(base: Base, adapter: Adapter, state: State, folder: Path) -> None:
+    from peft import LoraConfig
+
+    config = LoraConfig(
+        r=adapter.spec.rank,
+        lora_alpha=int(adapter.alpha) if float(adapter.alpha).is_integer() else adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=list(adapter.modules),
+        modules_to_save=list(base.head),
+        task_type="SEQ_CLS",
+        inference_mode=True,
+        base_model_name_or_path=base.source,
+    )
+    tensors: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        name = head_key(key) if "/head." in key else f"{key.replace('/', '.')}.weight"
+        tensors[f"base_model.model.{name}"] = tensor.contiguous()
+    # Not save_pretrained: its sets would make the file depend on hash order.
+    plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+    _write(folder / "adapter_config.json", json.dumps(plain, indent=2, sort_keys=True, default=str).encode())
+    _write(folder / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
+
+
+def _transformers(base: Base, state: State, folder: Path) -> None:
+    model: Any = base.model
+    values = {head_key(key) if "/head." in key else weight_key(key): tensor for key, tensor in state.items()}
+    full = {name: values.get(name, tensor).contiguous() for name, tensor in model.state_dict().items()}
+    model.save_pretrained(folder, state_dict=full)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def _card(base: Base, title: str) -> str:
+    classes = int(base.model.config.num_labels)
+    return f"""# {title}
+
+Trained with fedquilt on `{base.source}`; {classes} logits.
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
+
+base = AutoModelForSequenceClassification.from_pretrained("{base.source}", num_labels={classes})
+model = PeftModel.from_pretrained(base, ".")
+```
+"""

@@ -1,0 +1,108 @@
+"""Several runs in one page: curves are means over seeds, a run keeps its colour, twins count once."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_run import Fake, write_run
+
+pytest.importorskip("matplotlib", reason="needs the viz extra")
+pytest.importorskip("plotly", reason="needs the viz extra")
+
+from matplotlib.figure import Figure
+from plotly.graph_objects import Figure as PlotlyFigure
+
+from fedquilt.errors import ConfigError, StateError
+from fedquilt.report import palette
+from fedquilt.report.compare import compare, compare_panels, load_runs
+from fedquilt.report.panel import Panel
+
+FEDIT = {"name": "glue-fedit", "method": "fedit", "clustered": False}
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    fakes = {"a0": Fake(seed=0), "a1": Fake(seed=1, rounds=4), "b": Fake(**FEDIT), "c": Fake(lr=0.5)}  # type: ignore[arg-type]
+    return [write_run(folder / name, fake) for name, fake in fakes.items()]
+
+
+@pytest.fixture(scope="module")
+def panels(paths: list[Path]) -> dict[str, Panel]:
+    return {panel.slug: panel for panel in compare_panels(load_runs(paths))}
+
+
+def lines(panel: Panel) -> dict[str, dict[str, Any]]:
+    assert panel.picture is not None
+    return {line["name"]: line for line in panel.picture.plot["data"] if "name" in line}
+
+
+def test_every_figure_is_valid_for_plotly_and_drawn_by_matplotlib(panels: dict[str, Panel]) -> None:
+    for panel in panels.values():
+        if panel.picture is not None:
+            PlotlyFigure(panel.picture.plot)
+            figure = Figure(layout="constrained")
+            panel.picture.draw(figure)
+            figure.draw_without_rendering()
+
+
+def test_a_curve_is_the_mean_over_seeds_with_a_band(panels: dict[str, Panel], paths: list[Path]) -> None:
+    panel = panels["score-over-rounds"]
+    both = [run.evals[2].mean for run in load_runs(paths[:2])]
+    line = lines(panel)["glue-fltac (method.lr=0.002)"]
+    assert line["x"] == [0, 1, 2, 3, 4]
+    assert line["y"][2] == pytest.approx(statistics.fmean(both))
+    assert panel.picture is not None
+    band = next(line for line in panel.picture.plot["data"] if line.get("fill") == "toself")
+    assert band["y"][2] - line["y"][2] == pytest.approx(statistics.stdev(both))
+
+
+def test_a_run_keeps_its_colour_in_a_figure_that_lacks_another(panels: dict[str, Panel]) -> None:
+    name = "glue-fltac (method.lr=0.5)"
+    assert "glue-fedit" not in lines(panels["clustering"])
+    colours = [lines(panels[slug])[name]["marker"]["color"] for slug in ("clustering", "score-over-rounds", "score-per-task")]
+    assert colours == [palette.colour(2)] * 3
+
+
+def test_bytes_are_the_mean_of_the_seeds(panels: dict[str, Panel], paths: list[Path]) -> None:
+    sent = [run.megabytes(4) for run in load_runs(paths[:2])]
+    line = lines(panels["score-against-bytes"])["glue-fltac (method.lr=0.002)"]
+    assert line["x"][-1] == pytest.approx(sum(value for value in sent if value is not None) / 2)
+
+
+def test_only_rounds_that_all_seeds_have_reached_are_averaged(tmp_path: Path) -> None:
+    short = write_run(tmp_path / "short", Fake(seed=1))
+    text = (short / "evals.jsonl").read_text().splitlines(keepends=True)
+    (short / "evals.jsonl").write_text("".join(text[:3]))
+    both = load_runs([write_run(tmp_path / "long", Fake(seed=0)), short])
+    panel = next(panel for panel in compare_panels(both) if panel.slug == "score-over-rounds")
+    assert lines(panel)["glue-fltac"]["x"] == [0, 1, 2]
+
+
+def test_the_page_and_its_figures_are_written(paths: list[Path], tmp_path: Path) -> None:
+    page = compare(paths, tmp_path / "new" / "folder")
+    assert page == tmp_path / "new" / "folder" / "compare.html"
+    text = page.read_text(encoding="utf-8")
+    assert "mean ± sd over 2 runs" in text
+    assert {path.suffix for path in (page.parent / "figures").iterdir()} == {".png", ".svg", ".csv"}
+
+
+def test_a_run_given_twice_counts_once(paths: list[Path]) -> None:
+    assert len(load_runs([paths[0], paths[0].parent / "." / paths[0].name])) == 1
+
+
+def test_one_run_alone_can_be_compared(paths: list[Path], tmp_path: Path) -> None:
+    assert compare(paths[:1], tmp_path).exists()
+
+
+def test_no_run_and_a_wrong_folder_are_errors(paths: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing to compare"):
+        compare([], tmp_path)
+    with pytest.raises(StateError, match="not a run directory"):
+        compare([paths[0], tmp_path], tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StateError, match="cannot be written"):
+        compare(paths[:1], tmp_path / "file")

@@ -1,0 +1,88 @@
+"""Tables: formatting, grouping over seeds, and the summary against the logs it comes from."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+from fake_run import ADAPTER, HEAD, TASKS, Fake, write_run
+
+from fedquilt.report.read import RunData, load_run
+from fedquilt.report.table import Spread, Table, group_runs, score_columns, show, spread, summary_rows
+
+
+def runs(folder: Path, *fakes: Fake) -> list[RunData]:
+    return [load_run(write_run(folder / str(place), fake)) for place, fake in enumerate(fakes)]
+
+
+def test_cells_are_shown_with_three_digits_and_gaps_as_a_dash() -> None:
+    assert [show(cell) for cell in (None, float("nan"), "text", 7, 1234567, -0.5, 0.0, 99.96)] == [
+        "–", "–", "text", "7", "1,234,567", "-0.500", "0.000", "100.0",
+    ]  # fmt: skip
+
+
+def test_spread_is_the_sample_standard_deviation() -> None:
+    assert spread([0.8, 0.9, 1.0]) == Spread(pytest.approx(0.9), pytest.approx(0.1), 3)
+    assert spread([0.8, None, float("nan")]) == 0.8
+    assert spread([None]) is None
+
+
+def test_a_row_must_fit_its_columns() -> None:
+    with pytest.raises(ValueError, match="2 cells under 1 columns"):
+        Table(("a",), ((1, 2),))
+
+
+def test_csv_and_records_hold_raw_values() -> None:
+    table = Table(("name", "score"), (("a, b", Spread(0.5, 0.1, 2)), ("c", None), ("d", float("nan"))))
+    assert list(csv.reader(io.StringIO(table.csv())))[1] == ["a, b", "0.5"]
+    records = table.records()
+    assert records[0] == {"name": "a, b", "score": {"mean": 0.5, "sd": 0.1, "n": 2}}
+    assert records[2]["score"] is None
+    json.dumps(records, allow_nan=False)
+
+
+def test_numbers_are_aligned_right_and_text_left() -> None:
+    table = Table(("name", "score", "nothing"), (("a", 0.5, None), ("b", None, None)))
+    assert [table.numeric(column) for column in range(3)] == [False, True, True]
+
+
+def test_runs_that_differ_in_the_seed_alone_are_one_group(tmp_path: Path) -> None:
+    groups = group_runs(runs(tmp_path, Fake(seed=0), Fake(seed=1, name="renamed"), Fake(seed=2, lr=0.1)))
+    assert [len(group.runs) for group in groups] == [2, 1]
+    assert groups[0].seeds == "0, 1"
+
+
+def test_groups_of_one_name_are_told_apart_by_what_differs(tmp_path: Path) -> None:
+    groups = group_runs(runs(tmp_path, Fake(lr=0.1), Fake(lr=0.2), Fake(name="other", lr=0.1, method="x")))
+    assert [group.label for group in groups] == ["glue-fltac (method.lr=0.1)", "glue-fltac (method.lr=0.2)", "other"]
+
+
+def test_the_summary_is_what_the_logs_say(tmp_path: Path) -> None:
+    two = runs(tmp_path, Fake(seed=0), Fake(seed=1))
+    record = summary_rows(two).records()[0]
+    means = [data.evals[-1].mean for data in two]
+    assert record["mean"] == {"mean": pytest.approx(statistics.fmean(means)), "sd": pytest.approx(statistics.stdev(means)), "n": 2}
+    cola = [data.evals[-1].tasks["cola"].slot_mean for data in two]
+    assert record["cola"]["mean"] == pytest.approx(statistics.fmean(cola))
+    assert (record["adapter"], record["head"], record["total"]) == (ADAPTER, HEAD, ADAPTER + HEAD)
+    sent = [(data.rounds[-1].total_up + data.rounds[-1].total_down) / 1e6 for data in two]
+    assert record["MB total"]["mean"] == pytest.approx(statistics.fmean(sent))
+    assert record["rounds"] == 4
+
+
+def test_unfinished_runs_and_tasks_that_only_one_run_has_leave_gaps(tmp_path: Path) -> None:
+    table = summary_rows(runs(tmp_path, Fake(finished=False), Fake(name="one", tasks=("sst2",))))
+    first, second = table.records()
+    assert first["rounds"] == "4 (unfinished)"
+    assert first["adapter"] is None
+    assert second["cola"] is None
+    assert score_columns(table) == ("run", "method", "seeds", "rounds", "mean", *TASKS, "clustering")
+
+
+def test_pick_keeps_the_order_asked_for() -> None:
+    table = Table(("a", "b", "c"), ((1, 2, 3),))
+    assert table.pick(("c", "a")) == Table(("c", "a"), ((3, 1),))
