@@ -20,6 +20,7 @@ from fedquilt.method import Program, collect
 from fedquilt.types import Hub, Job, Reply, Round, Spec, Updates
 
 PATIENCE = 3  # abandoned rounds in a row before giving up
+ABANDONED = "clock/abandoned"  # in Hub.memory: how many there have been
 
 
 class Journal(Protocol):
@@ -52,7 +53,6 @@ class Drive:
     observe: Callable[[int, Updates, Hub], dict[str, list[dict[str, Any]]]]
     evaluate: Callable[[Hub, int], dict[str, Any] | None]
     notice: Callable[[int, Mapping[str, Any], Mapping[str, Any] | None], None]
-    abandoned: int = 0
 
     def run(self, hub: Hub) -> Hub:
         """From the round after ``hub.step`` to the last; returns the final state.
@@ -95,16 +95,16 @@ class Drive:
     ) -> tuple[Hub, dict[str, list[dict[str, Any]]]]:
         """The server step, or the same state when nothing usable came back."""
         if not accepted:
-            self.abandoned += 1
-            if self.abandoned >= PATIENCE:
+            abandoned = hub.memory.get(ABANDONED, torch.zeros(())) + 1  # in the state: a resume must count on
+            if int(abandoned) >= PATIENCE:
                 raise QuorumError(
                     f"no usable reply in {PATIENCE} rounds in a row",
                     where=f"round {now.number}",
                     why="every reply was rejected; rounds.jsonl has the codes",
                     fix="lower method.lr if the code is 'nonfinite'",
                 )
-            return replace(hub, step=hub.step + 1), {"step": [{"abandoned": 1.0}]}
-        self.abandoned = 0
+            return replace(hub, step=hub.step + 1, memory={**hub.memory, ABANDONED: abandoned}), {"step": [{"abandoned": 1.0}]}
+        hub = replace(hub, memory={key: tensor for key, tensor in hub.memory.items() if key != ABANDONED})
         updates = collect([(reply.slot, reply.delta, reply.weight) for reply in accepted], jobs, hub, self.spec.rank)
         after, metrics = self.program.step(hub, updates, now)
         for key, tensor in after.bank.items():
@@ -117,7 +117,7 @@ class Drive:
     ) -> dict[str, Any]:
         """One line of rounds.jsonl: deterministic, no wall clock."""
         sums = self.meter.round_bytes()
-        ordered = sorted(accepted, key=lambda reply: reply.slot)
+        ordered = sorted((reply for reply in accepted if "loss" in reply.extra), key=lambda reply: reply.slot)
         weight = sum(reply.weight for reply in ordered)
         return {
             "round": now.number,

@@ -69,6 +69,8 @@ class Gate:
         leaves = {leaf.name: leaf for leaf in self.spec.leaves}
         for key, tensor in reply.delta.items():
             leaf = leaves[key]
+            if not (isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided):
+                return "schema", f"'{key}' is no dense tensor"
             if tuple(tensor.shape) != leaf.shape:
                 return "schema", f"'{key}' has shape {tuple(tensor.shape)}, want {leaf.shape}"
             if tensor.dtype != leaf.dtype:
@@ -79,5 +81,5 @@ class Gate:
         for key, tensor in reply.delta.items():
             if not bool(torch.isfinite(tensor).all()):
                 return "nonfinite", f"'{key}' has NaN or Inf"
-        odd = [name for name, value in reply.extra.items() if not math.isfinite(value)]
+        odd = [name for name, value in reply.extra.items() if not (isinstance(value, (int, float)) and math.isfinite(value))]
         return ("nonfinite", f"scalar '{odd[0]}'") if odd else None

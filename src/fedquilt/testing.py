@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,8 +42,8 @@ def tiny_tasks(seed: int = 0) -> dict[str, Task]:
 
 def _task(name: str, rows: int, seed: int) -> Task:
     classes = CLASSES[name]
-    split = [_examples(n, classes, seed, name, part) for n, part in ((rows, "train"), (12, "evaluation"))]
-    return Task(name, "classification", tuple(str(c) for c in range(classes)), ("accuracy",), *split)
+    train, evaluation = (_examples(n, classes, seed, name, part) for n, part in ((rows, "train"), (12, "evaluation")))
+    return Task(name, "classification", tuple(str(c) for c in range(classes)), ("accuracy",), train, evaluation)
 
 
 def _examples(rows: int, classes: int, seed: int, *salt: str) -> Examples:
@@ -67,13 +68,7 @@ def tiny_config(name: str, **tables: Any) -> RunConfig:
     tasks = [{"name": task, "source": "file:unused.csv"} for task in SIZES]
     raw: dict[str, Any] = {"rounds": 2, "threads": 1, "tasks": tasks, "model": {"name": "tiny:bert", "precision": "float64"}}
     method = {"name": name, **tables.pop("method", {})}
-    return parse({**raw, **tables, "method": method}, root=_nowhere())
-
-
-def _nowhere() -> Any:
-    from pathlib import Path
-
-    return Path("/")
+    return parse({**raw, **tables, "method": method}, root=Path())
 
 
 def tiny_base(config: RunConfig) -> Base:
@@ -170,7 +165,6 @@ def _travels_trained(built: Built) -> bool:
 
 def _round_trip(outcome: Outcome) -> bool:
     import tempfile
-    from pathlib import Path
 
     from fedquilt.run.store import Store
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fake_run import TASKS, Fake, write_run
 
-from fedquilt.cli import main
+from fedquilt.cli import data, main
 from fedquilt.run import export as export_module
 from fedquilt.run import launch
 from fedquilt.run import plan as plan_module
@@ -219,3 +219,9 @@ def test_a_wide_table_is_not_cut_in_a_pipe(tmp_path: Path, capsys: Captured) -> 
     assert all(task in capsys.readouterr().out for task in tasks[:1])
     assert main(["compare", str(run)]) == 0
     assert "…" not in capsys.readouterr().out
+
+
+def test_a_regression_shows_its_range_and_many_labels_are_cut() -> None:
+    assert data._labels({"labels": None, "range": [0.0, 4.5]}) == "0 to 4.5"
+    many = {"labels": {f"l{n}": 1 for n in range(12)}, "train": 12}
+    assert data._labels(many).endswith("l7 8%, ... 12 in all")

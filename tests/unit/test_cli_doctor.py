@@ -85,3 +85,17 @@ def test_missing_extras_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     extras = doctor._extras()
     assert extras["viz"] == "without umap: pip install 'fedquilt[viz]'"
     assert extras["dp"] == "installed"
+
+
+def test_a_checkout_that_is_not_installed_breaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(doctor, "_installed", lambda name: None)
+    assert main(["doctor"]) == 1
+    shown = capsys.readouterr().out
+    assert "fedquilt is imported but not installed" in shown
+    assert "fix: pip install fedquilt" in shown
+
+
+def test_offline_settings_are_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    main(["doctor"])
+    assert "HF_HUB_OFFLINE set: nothing is downloaded" in capsys.readouterr().out

@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
 from fedquilt.adapters.base import Adapter, head_key
 from fedquilt.adapters.whole import weight_key
 from fedquilt.data.files import replacing
+from fedquilt.errors import StateError
 from fedquilt.models.loading import Base
 from fedquilt.types import State
 
@@ -58,7 +60,10 @@ def _transformers(base: Base, state: State, folder: Path) -> None:
     model: Any = base.model
     values = {head_key(key) if "/head." in key else weight_key(key): tensor for key, tensor in state.items()}
     full = {name: values.get(name, tensor).contiguous() for name, tensor in model.state_dict().items()}
-    model.save_pretrained(folder, state_dict=full)
+    try:
+        model.save_pretrained(folder, state_dict=full)
+    except (OSError, SafetensorError) as error:
+        raise StateError("cannot write a model", where=str(folder), why=str(error), fix="free space, then run it again") from error
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +32,12 @@ class Interrupted(FedquiltError):
     """Ctrl-C during training."""
 
     exit_code = 130
+
+
+class Terminated(Interrupted):
+    """SIGTERM during training: a scheduler's way to ask for the machine."""
+
+    exit_code = 143
 
 
 def run(
@@ -92,16 +100,29 @@ def read_config(path: Path, override: list[str] | None, seed: int | None = None)
 
 @contextmanager
 def resumable(folder: Path) -> Iterator[None]:
-    """Training in ``folder``: Ctrl-C ends it with the command that continues it.
+    """Training in ``folder``: Ctrl-C and SIGTERM end it with the command that continues it.
 
     Raises:
         Interrupted: instead of KeyboardInterrupt.
+        Terminated: on SIGTERM.
     """
+
+    def terminate(*_: object) -> None:
+        raise Terminated("terminated", where=str(folder), fix=_continue(folder))
+
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, terminate) if main else None
     try:
         yield
     except KeyboardInterrupt:
-        fix = f"fedquilt resume {folder}" if (folder / "config.toml").exists() else ""
-        raise Interrupted("interrupted", where=str(folder), fix=fix) from None
+        raise Interrupted("interrupted", where=str(folder), fix=_continue(folder)) from None
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _continue(folder: Path) -> str:
+    return f"fedquilt resume {folder}" if (folder / "config.toml").exists() else "run it again"
 
 
 def _print_result(folder: Path, as_json: bool) -> None:

@@ -119,7 +119,8 @@ def _split(task: TaskConfig, table: Table, names: tuple[str, ...], columns: Sequ
     if len(filled) < len(texts):
         notes.append(f"{part}: {len(texts) - len(filled):,} rows without text dropped")
     if not filled:
-        raise DataError(f"no row has a text in {' or '.join(task.text)}", where=table.where)
+        fix = "give it rows with a text, or leave the task out"
+        raise DataError(f"no row has a text in column {' or '.join(task.text)}", where=table.where, fix=fix)
     numbers = [i + 1 for i in filled]
     where = f"{table.where}, column {task.label!r}"
     values = [table.columns[task.label][i] for i in filled]

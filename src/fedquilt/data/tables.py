@@ -50,7 +50,7 @@ def read_file(path: Path, wanted: Sequence[str], texts: Sequence[str]) -> Table:
     if not path.is_file():
         raise DataError("there is no such file", where=where, fix=_neighbours(path))
     if path.stat().st_size == 0:
-        raise DataError("the file is empty", where=where)
+        raise DataError("the file is empty", where=where, fix="give it a header and rows, or leave the task out")
     try:
         if path.suffix == ".jsonl":
             return Table(_read_jsonl(path, wanted), where)

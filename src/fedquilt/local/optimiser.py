@@ -47,11 +47,15 @@ class Local(ABC):
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
-            raise ConfigError("give exactly one of steps and epochs", where="method.steps, method.epochs")
+            raise ConfigError(
+                "give exactly one of steps and epochs",
+                where="method.steps, method.epochs",
+                fix="set one of them, leave the other out",
+            )
         for name in ("lr", "steps", "epochs", "batch", "max_norm"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ConfigError(f"{name} must be positive, got {value}", where=f"method.{name}")
+                raise ConfigError(f"{name} must be positive, got {value}", where=f"method.{name}", fix="a number above 0")
 
     def rate(self, now: Round) -> float:
         """The learning rate of this round."""

@@ -5,7 +5,7 @@ Task-Specific Adapter Clustering. ICLR 2024 workshop on LLM agents, arXiv 2404.1
 
 Where we differ from the paper by default: slots of one client never share a cluster; rows keep their identity over rounds;
 clusters are averaged by sample counts (as the authors' code does; the paper's listing is uniform); AdamW instead of plain
-gradient descent. ``constraint="none", weighting="uniform", head_features=True`` is the paper's server step.
+gradient descent. ``features="factors", constraint="none", weighting="uniform", head_features=True`` is the paper's server step.
 """
 
 from __future__ import annotations

@@ -97,5 +97,5 @@ def _draw(figure: Figure, values: dict[str, list[float]]) -> None:
         # a fixed fan instead of random jitter: the file is the same every time
         across = [place + 0.16 * ((number * 7) % 5 - 2) / 2 for number in range(len(scores))]
         ax.plot(across, scores, palette.marker(place), color=colour, alpha=0.7, markersize=4.5, markeredgewidth=0)
-    crowded = len(values) > 6
+    crowded = len(values) > 10
     ax.set_xticks(range(len(values)), list(values), rotation=30 if crowded else 0, ha="right" if crowded else "center")

@@ -115,6 +115,8 @@ def build(
     tasks = {
         name: encode(raw, base.tokenizer, max_length=config.model.max_length, cache=default_cache()) for name, raw in raws.items()
     }
+    for note in (*parts.notes, *(f"{task.name}: {note}" for task in tasks.values() for note in task.notes)):
+        say.line(f"note: {note}")
     return assemble(config, base, tasks, parts, tick=tick)
 
 

@@ -86,13 +86,30 @@ def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"cannot read the config file '{path}'", why=error.strerror or str(error)) from error
+        raise ConfigError(
+            "cannot read the config file", where=str(path), why=error.strerror or str(error), fix="check the path"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"'{path}' is not valid TOML", why=str(error), fix="see the line named above") from error
+        raise ConfigError(
+            "the config file is not valid TOML", where=str(path), why=str(error), fix="see the line named above"
+        ) from error
+    _anchor(raw, path.parent.resolve())
     parent = raw.pop("extends", None)
     if parent is None:
         return raw
     return _over(_read(path.parent / str(parent), (*children, path.resolve())), raw)
+
+
+def _anchor(raw: dict[str, Any], folder: Path) -> None:
+    """Make the relative paths of one file absolute: they are seen from its own folder, whoever extends it."""
+    tasks = raw.get("tasks")
+    for task in tasks if isinstance(tasks, list) else []:
+        if isinstance(task, dict) and str(task.get("source", "")).startswith("file:"):
+            task["source"] = f"file:{folder / task['source'].removeprefix('file:')}"
+    for table, key in (("partition", "file"), ("model", "name")):
+        value = raw.get(table, {}).get(key) if isinstance(raw.get(table), dict) else None
+        if isinstance(value, str) and (table == "partition" or (folder / value / "config.json").is_file()):
+            raw[table][key] = str(folder / value)
 
 
 def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -105,28 +122,14 @@ def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 def parse(raw: dict[str, Any], root: Path) -> RunConfig:
     """A validated configuration from plain tables."""
+    _anchor(raw, root)
     config: RunConfig = registry.validate(RunConfig, raw, "")
     names = [task.name for task in config.tasks]
     if len(set(names)) < len(names):
         raise ConfigError(f"two tasks have the same name in {names}", where="tasks", fix="give every [[tasks]] its own name")
     if "name" not in config.method:
         raise ConfigError("'name' is required", where="method.name", fix="one of: " + ", ".join(registry.names("fedquilt.methods")))
-    return config.model_copy(update=_absolute(config, root))
-
-
-def _absolute(config: RunConfig, root: Path) -> dict[str, Any]:
-    tasks = tuple(
-        task.model_copy(update={"source": "file:" + str(root / task.source.removeprefix("file:"))})
-        if task.source.startswith("file:")
-        else task
-        for task in config.tasks
-    )
-    update: dict[str, Any] = {"tasks": tasks}
-    if config.partition.file:
-        update["partition"] = config.partition.model_copy(update={"file": str(root / config.partition.file)})
-    if (root / config.model.name / "config.json").is_file():
-        update["model"] = config.model.model_copy(update={"name": str(root / config.model.name)})
-    return update
+    return config
 
 
 def _override(raw: dict[str, Any], text: str) -> None:

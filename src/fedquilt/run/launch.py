@@ -17,7 +17,7 @@ from fedquilt.run.build import Built, build, set_threads
 from fedquilt.run.config import RunConfig, load_config, parse
 from fedquilt.run.points import Sketch, records
 from fedquilt.run.progress import Progress, Silent
-from fedquilt.run.store import Store, locked, write_atomic
+from fedquilt.run.store import MANIFEST, Store, locked, write_atomic, writing
 from fedquilt.run.summary import write_summary
 from fedquilt.types import Hub
 
@@ -39,18 +39,19 @@ def run(
     elif not isinstance(config, RunConfig):
         config = load_config(config)
     folder = Path(directory) if directory else Path("runs") / config.name
-    if (folder / "config.toml").exists():
-        raise StateError(
-            "the run directory holds a run already",
-            where=str(folder),
-            fix=f"continue it (fedquilt resume {folder}), or choose another --dir or name",
-        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder):
-            return _start(config, folder, progress or Silent())
     except OSError as error:
-        raise StateError("cannot write the run directory", where=str(folder), why=error.strerror or str(error)) from error
+        why = error.strerror or str(error)
+        raise StateError("cannot make the run directory", where=str(folder), why=why, fix="choose another --dir") from error
+    with writing(folder), locked(folder):
+        if (folder / MANIFEST).exists():  # a run that ended before its first commit holds nothing worth keeping
+            raise StateError(
+                "the run directory holds a run already",
+                where=str(folder),
+                fix=f"continue it (fedquilt resume {folder}), or choose another --dir or name",
+            )
+        return _start(config, folder, progress or Silent())
 
 
 def resume(directory: Path | str, *, progress: Progress | None = None) -> Path:
@@ -63,7 +64,7 @@ def resume(directory: Path | str, *, progress: Progress | None = None) -> Path:
     if not (folder / "config.toml").exists():
         raise StateError("no run to resume", where=str(folder), why="there is no config.toml in it", fix="check the path")
     say = progress or Silent()
-    with locked(folder):
+    with writing(folder), locked(folder):
         config = load_config(folder / "config.toml")
         env = _read_env(folder)
         if env["config"] != config.digest():
@@ -88,6 +89,7 @@ def _start(config: RunConfig, folder: Path, say: Progress) -> Path:
         "system": platform.platform(),
         "packages": _versions(),
     }
+    (folder / "events.jsonl").unlink(missing_ok=True)
     write_atomic(folder / "env.json", json.dumps(env, indent=1).encode())
     write_atomic(folder / "config.toml", config.to_toml().encode())
     return _go(config, folder, say, None)

@@ -107,7 +107,7 @@ def _sentence(error: ValidationError, model: type[BaseModel], where: str) -> Con
         return ConfigError(f"unknown key '{key}'", where=path, why=more, fix=did_you_mean(key, allowed))
     if first["type"] == "missing":
         return ConfigError(f"'{key}' is required", where=path, why=more, fix=f"add it under [{path.rpartition('.')[0]}]")
-    return ConfigError(f"{first['input']!r} is not allowed for '{key}'", where=path, why=f"{first['msg']}. {more}".rstrip(". "))
+    return ConfigError(f"{first['input']!r} is not allowed for '{key}'", where=path, why=more, fix=str(first["msg"]))
 
 
 def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ back to those lengths and files nobody names are removed. The previous generatio
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -31,6 +32,7 @@ from fedquilt.types import Hub, Slot
 MANIFEST = "hub.json"
 JOURNALS = ("rounds.jsonl", "evals.jsonl", "routes.jsonl", "points.jsonl")
 FORMAT = 1
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @dataclass
@@ -198,17 +200,42 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 def write_atomic(path: Path, data: bytes) -> str:
     """Write through a temporary file, fsync, rename, fsync the folder; returns the SHA-256."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as handle:
-        handle.write(data)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # on a full disk the half file would be in the way
+        raise
     descriptor = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
     return hashlib.sha256(data).hexdigest()
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn a write that the system refuses (disk full, quota, read-only) into a sentence.
+
+    Raises:
+        StateError: it was refused; what was committed is intact.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        begun = (folder / "config.toml").exists()
+        raise StateError(
+            "a file of the run cannot be written",
+            where=str(error.filename or folder),
+            why=error.strerror or str(error),
+            fix=f"free space, then: fedquilt resume {folder}" if begun else "free space, or choose another --dir",
+        ) from error
 
 
 @contextmanager
