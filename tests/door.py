@@ -75,7 +75,7 @@ def wait_for(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
-def write_config(folder: Path, method: str = "fedit", **overrides: Any) -> Path:
+def write_config(folder: Path, method: str = "fedit", /, **overrides: Any) -> Path:
     """A configuration of the tiny federation as a file."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config-of-test.toml"

@@ -44,7 +44,7 @@ def _write(path: Path, words: Mapping[str, tuple[str, ...]], clients: list[int])
             rows.writerow([words[label][(i // len(labels)) % 2], label, f"client-{client}"])
 
 
-def tiny_config(tmp_path: Path, method: str, **overrides: Any) -> RunConfig:
+def tiny_config(tmp_path: Path, method: str, /, **overrides: Any) -> RunConfig:
     """A run of ``method`` over the tiny federation, its csv files written to ``tmp_path``.
 
     ``overrides`` are merged into the tables: ``tiny_config(tmp_path, "fedit", rounds=1, method={"lr": 0.1})``.

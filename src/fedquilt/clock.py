@@ -54,14 +54,14 @@ class Drive:
     evaluate: Callable[[Hub, int], dict[str, Any] | None]
     notice: Callable[[int, Mapping[str, Any], Mapping[str, Any] | None], None]
 
-    def run(self, hub: Hub) -> Hub:
-        """From the round after ``hub.step`` to the last; returns the final state.
+    def run(self, hub: Hub, *, resumed: bool = False) -> Hub:
+        """From the round after ``hub.step`` to the last; returns the final state. ``resumed``: the start is committed already.
 
         Raises:
             QuorumError: no usable reply in several rounds in a row.
         """
         gate = Gate(self.spec)
-        if hub.step == 0:
+        if hub.step == 0 and not resumed:
             self._commit_start(hub)
         for number in range(hub.step + 1, self.rounds + 1):
             hub = self._round(hub, Round(number, self.seed), gate)

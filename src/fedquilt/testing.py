@@ -31,8 +31,8 @@ from fedquilt.run.build import Built, assemble
 from fedquilt.run.config import RunConfig, parse
 from fedquilt.types import Hub
 
-SIZES: Mapping[str, Sequence[int]] = {"colour": (9, 4, 0, 7), "number": (5, 0, 1, 8), "shape": (6, 3, 10, 0)}
-CLASSES: Mapping[str, int] = {"colour": 2, "number": 3, "shape": 2}
+SIZES: Mapping[str, Sequence[int]] = {"colour": (9, 4, 0, 7), "amount": (5, 0, 1, 8), "shape": (6, 3, 10, 0)}
+CLASSES: Mapping[str, int] = {"colour": 2, "amount": 3, "shape": 2}
 
 
 def tiny_tasks(seed: int = 0) -> dict[str, Task]:

@@ -16,10 +16,10 @@ from fedquilt.cli.runs import resumable
 
 RUNS = ("fltac", "fedit-steps", "fedit-params", "local")
 TEXT = """\
-Ten clients hold five real text tasks whose labels mean different things (per task Dirichlet(0.5) over the clients).
+Ten clients hold four real text tasks whose labels mean different things (per task Dirichlet(0.5) over the clients).
   fltac         one rank-1 LoRA per local task; the server clusters the uploads without any task label and averages clusters
   fedit-steps   one rank-1 LoRA for everybody, the same number of local steps in mixed batches
-  fedit-params  one rank-5 LoRA for everybody: as many parameters as fltac's five
+  fedit-params  one rank-4 LoRA for everybody: as many parameters as fltac's four
   local         every client alone; nothing is sent
 """
 
@@ -28,7 +28,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="A new folder for the four runs and the reports.")] = Path("runs/demo"),
     quick: Annotated[bool, typer.Option("--quick", help="One short round each: does it work here?")] = False,
 ) -> None:
-    """FL-TAC, FedIT (step-matched and parameter-matched) and local-only on five real tasks and a real BERT, then a report."""
+    """FL-TAC, FedIT (step-matched and parameter-matched) and local-only on four real tasks and a real BERT, then a report."""
     from fedquilt.report.build import report
     from fedquilt.report.compare import compare, load_runs
     from fedquilt.report.table import summary_rows
@@ -56,7 +56,7 @@ def _fetch() -> None:
     """Download what the demonstration needs, once, so that the time below is training alone."""
     from fedquilt.data.assets import dataset, model_folder
 
-    show.say("fetching the model and the data (once, about 155 MB; kept in the cache) ...")
+    show.say("fetching the model and the data (once, about 110 MB; kept in the cache) ...")
     model_folder("minilm", say=show.say)
-    for name in ("sarcasm", "vader_tweet", "vader_tweet_strength", "vader_review_domain", "exam_dental"):
+    for name in ("vader_tweet", "vader_tweet_strength", "vader_review_domain", "exam_dental"):
         dataset(name, say=show.say)

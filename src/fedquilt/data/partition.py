@@ -63,9 +63,10 @@ class Partition:
             parts = {task: tuple(_index(rows) for rows in clients) for task, clients in content["parts"].items()}
             result = cls(parts, str(content["how"]), tuple(content.get("notes", ())))
         except OSError as error:
-            raise DataError("the partition cannot be read", where=str(path), why=str(error)) from error
+            raise DataError("the partition cannot be read", where=str(path), why=str(error), fix="check the path") from error
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise DataError("this is no partition file", where=str(path), why=repr(error)) from error
+            fix = "write it anew: fedquilt data partition CONFIG --out FILE"
+            raise DataError("this is no partition file", where=str(path), why=repr(error), fix=fix) from error
         sizes = {len(clients) for clients in parts.values()}
         if len(sizes) != 1 or sizes == {0}:
             raise DataError("all tasks of a partition need the same number of clients, at least one", where=str(path))

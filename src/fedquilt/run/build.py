@@ -16,7 +16,7 @@ from fedquilt.data.files import default_cache
 from fedquilt.data.load import RawTask, load
 from fedquilt.data.partition import Partition, partition
 from fedquilt.data.view import View, make_view
-from fedquilt.engine.base import Engine, Tick
+from fedquilt.engine.base import InProcess, Tick
 from fedquilt.errors import ConfigError
 from fedquilt.evaluate import Evaluator
 from fedquilt.method import Method, Program, compose
@@ -26,6 +26,7 @@ from fedquilt.models.network import Network, batches_adapters, network
 from fedquilt.run import registry
 from fedquilt.run.config import RunConfig
 from fedquilt.run.progress import Progress, Silent
+from fedquilt.types import Round
 
 
 @dataclass
@@ -41,16 +42,20 @@ class Built:
     partition: Partition
     view: View
     network: Network
-    engine: Engine
+    engine: InProcess
     evaluator: Evaluator
 
     @property
     def bank_is_complete(self) -> bool:
         """Whether a bank row alone is a usable adapter: no trained leaf stays private."""
-        from fedquilt.types import Round
-
         now = Round(1, self.config.seed)
         return set(self.program.client.train(now)) <= set(self.program.client.share(now))
+
+    def count_steps(self, first: int = 1) -> int:
+        """Slot-steps of the rounds from ``first`` on: who will be sampled is known beforehand."""
+        start, roster = self.program.init(self.adapter.init), self.engine.roster()
+        rounds = (Round(number, self.config.seed) for number in range(first, self.config.rounds + 1))
+        return sum(self.engine.count_steps(self.program.plan(start, roster, now)) for now in rounds)
 
 
 def load_tasks(config: RunConfig) -> dict[str, RawTask]:

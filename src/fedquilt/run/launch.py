@@ -112,7 +112,7 @@ def _go(config: RunConfig, folder: Path, say: Progress, saved: Partition | None)
     log = _Log(folder, config, say)
     log.event("resume" if loaded else "start", hub.step, time.time() - started)
     try:
-        final = _drive(built, store, meter, log, say).run(hub)
+        final = _drive(built, hub, store, meter, log, say).run(hub, resumed=loaded is not None)
     finally:
         say.stop()
         built.engine.close()
@@ -124,23 +124,20 @@ def _go(config: RunConfig, folder: Path, say: Progress, saved: Partition | None)
     return folder
 
 
-def _drive(built: Built, store: Store, meter: Meter, log: _Log, say: Progress) -> Drive:
+def _drive(built: Built, hub: Hub, store: Store, meter: Meter, log: _Log, say: Progress) -> Drive:
     config = built.config
     truth = built.view.truth()
     samples = {slot: data.samples for slot, data in built.view.slots.items()}
     sketch = Sketch(config.seed)
-    per_round = sum(
-        built.program.client.local.count(data.samples, len(data.parts), 1.0) for data in built.view.slots.values()
-    )  # with everybody; sampled rounds do less
-    say.start(per_round * config.rounds, config.name)
+    say.start(built.count_steps(hub.step + 1), config.name)
 
-    def evaluate(hub: Hub, number: int) -> dict[str, Any] | None:
+    def evaluate(after: Hub, number: int) -> dict[str, Any] | None:
         every, last = config.evaluation.every, number == config.rounds
         due = config.evaluation.start if number == 0 else last or (every > 0 and number % every == 0)
         if not due:
             return None
         begin = time.time()
-        record = built.evaluator(hub, built.engine, built.bank_is_complete)
+        record = built.evaluator(after, built.engine, built.bank_is_complete)
         log.event("eval", number, time.time() - begin)
         return record
 
@@ -152,7 +149,7 @@ def _drive(built: Built, store: Store, meter: Meter, log: _Log, say: Progress) -
         meter,
         config.seed,
         config.rounds,
-        observe=lambda number, updates, hub: records(number, updates, hub, truth, samples, sketch),
+        observe=lambda number, updates, after: records(number, updates, after, truth, samples, sketch),
         evaluate=evaluate,
         notice=log.notice,
     )

@@ -48,8 +48,7 @@ def plan(config: RunConfig) -> Plan:
         {"client": c, "slots": roster.get(c, 0), **{name: counts[name][c] for name in sorted(counts)}}
         for c in range(built.partition.clients)
     )
-    steps = sum(client.local.count(data.samples, len(data.parts), 1.0) for data in built.view.slots.values()) * config.rounds
-    notes = [note for task in built.tasks.values() for note in task.notes]
+    notes = [f"{name}: {note}" for name, task in built.tasks.items() for note in task.notes]
     notes += [f"client {row['client']} has no data and takes no part" for row in rows if not row["slots"]]
     trained = [leaf for leaf in spec.leaves if leaf.name in client.train(now)]
     return Plan(
@@ -60,7 +59,7 @@ def plan(config: RunConfig) -> Plan:
         parameters={**spec.counts(), "bank": spec.size() * built.method.assign.rows},
         up={c: n * size for c, n in roster.items()},
         down={c: n * size for c, n in roster.items()},
-        steps=steps,
+        steps=built.count_steps(),
         memory=_memory(built, sum(leaf.size for leaf in trained)),
         notes=tuple(notes),
     )

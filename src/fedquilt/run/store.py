@@ -226,16 +226,18 @@ def writing(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno not in REFUSED:
+    except (OSError, StateError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(cause, OSError) or cause.errno not in REFUSED:
             raise
+        known = error if isinstance(error, StateError) else None
         begun = (folder / "config.toml").exists()
         raise StateError(
-            "a file of the run cannot be written",
-            where=str(error.filename or folder),
-            why=error.strerror or str(error),
+            known.what if known else "a file of the run cannot be written",
+            where=known.where if known else str(cause.filename or folder),
+            why=cause.strerror or str(cause),
             fix=f"free space, then: fedquilt resume {folder}" if begun else "free space, or choose another --dir",
-        ) from error
+        ) from cause
 
 
 @contextmanager

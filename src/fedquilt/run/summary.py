@@ -46,9 +46,7 @@ def write_summary(built: Built, folder: Path, meter: Meter) -> None:
             "up_per_client_round": meter.total_up / jobs,
             "down_per_client_round": meter.total_down / jobs,
         },
-        "steps_total": sum(
-            built.program.client.local.count(data.samples, len(data.parts), 1.0) for data in built.view.slots.values()
-        ) * config.rounds,
+        "steps_total": built.count_steps(),
         "seconds": {"total": sum(seconds.values()), "train": seconds["round"] - seconds["eval"], "eval": seconds["eval"]},
     }  # fmt: skip
     write_atomic(folder / "summary.json", json.dumps(summary, indent=1).encode())

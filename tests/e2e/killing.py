@@ -1,0 +1,244 @@
+"""Kill a running ``fedquilt run`` with SIGKILL again and again, resume it every time, and look at what is left.
+
+``python tests/e2e/killing.py [--kills N] [--seed S]`` does it for two methods and prints the counts; see ``scripts/kill_test``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from door import COMMAND, committed, differences, result, write_config
+
+from fedquilt.cli import main as command_line
+from fedquilt.run.store import Store
+
+ROUNDS = 30
+DROPOUT: dict[str, Any] = {"model": {"dropout": 0.1}, "method": {"steps": 3}}
+CASES: dict[str, dict[str, Any]] = {
+    "fltac": {**DROPOUT, "adapter": {"dropout": 0.1, "head": "private"}},
+    "fedit": {**DROPOUT, "adapter": {"dropout": 0.1}},
+}
+PHASES = ("start", "training", "commit", "export")
+WEIGHTS = (2, 5, 4, 1)
+PATIENCE = 300.0
+
+
+@dataclass
+class Tally:
+    """What happened."""
+
+    kills: Counter[str] = field(default_factory=Counter)
+    """Kills that hit a running process, by phase."""
+    missed: int = 0
+    """The process had just ended by itself."""
+    finished: int = 0
+    """Runs that were completed and compared."""
+    unloadable: list[str] = field(default_factory=list)
+    different: list[str] = field(default_factory=list)
+
+    @property
+    def hits(self) -> int:
+        """Kills of a running process."""
+        return sum(self.kills.values())
+
+    @property
+    def good(self) -> bool:
+        """Nothing was lost."""
+        return not self.unloadable and not self.different
+
+    def __str__(self) -> str:
+        phases = ", ".join(f"{name} {self.kills[name]}" for name in PHASES)
+        end = f"{self.finished} runs completed, {len(self.different)} with other bits, {len(self.unloadable)} unloadable states"
+        return f"{self.hits} kills of a running process ({phases}), {self.missed} missed; {end}"
+
+
+class Child(Protocol):
+    """A process that can be killed."""
+
+    def poll(self) -> int | None:
+        """The exit code once it has ended."""
+        ...
+
+    def wait(self, timeout: float) -> int | None:
+        """The exit code when it has ended."""
+        ...
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        ...
+
+
+Launch = Callable[[Sequence[str], Path], Child]
+
+
+def process(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    """The command as a user starts it."""
+    with log.open("ab") as out:
+        return subprocess.Popen([*COMMAND, *words], stdout=out, stderr=out)
+
+
+class Fork:
+    """The same command in a process that is forked from one which has imported everything: seconds less for each."""
+
+    def __init__(self, words: Sequence[str], log: Path) -> None:
+        server = multiprocessing.get_context("forkserver")
+        server.set_forkserver_preload(
+            ["fedquilt.run.launch", "fedquilt.models.packed", "peft", "transformers.models.bert", "datasets"]
+        )
+        self.child = server.Process(target=_forked, args=(list(words), str(log)))
+        self.child.start()
+
+    def poll(self) -> int | None:
+        """The exit code once it has ended."""
+        return self.child.exitcode
+
+    def wait(self, timeout: float) -> int | None:
+        """The exit code when it has ended."""
+        self.child.join(timeout)
+        return self.child.exitcode
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.child.kill()
+
+
+def _forked(words: list[str], log: str) -> None:
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    sys.exit(command_line(words))
+
+
+@dataclass
+class Killer:
+    """Interrupts runs of one configuration.
+
+    Args:
+        reference: the bytes of a run that nobody interrupted.
+    """
+
+    launch: Launch
+    config: Path
+    reference: dict[str, bytes]
+    stream: random.Random
+    tally: Tally = field(default_factory=Tally)
+    first_commit: float = 0.5  # seconds after the start of a process, as seen so far
+
+    def interrupt(self, kills: int, folder: Path) -> None:
+        """Start runs, kill and resume them until so many kills have hit, and let the last one finish."""
+        number = 0
+        while self.tally.hits < kills:
+            number += 1
+            run = folder / f"run-{number}"
+            while self.tally.hits < kills and not self.attempt(run):
+                pass
+            if self.tally.hits >= kills:
+                self.begin(run).wait(PATIENCE)
+            self.compare(run)
+
+    def begin(self, run: Path) -> Child:
+        """A process that begins or continues the run, the way its message said."""
+        words = ["resume", str(run)] if (run / "config.toml").exists() else ["run", str(self.config), "--dir", str(run)]
+        return self.launch(words, run.parent / f"{run.name}.log")
+
+    def attempt(self, run: Path) -> bool:
+        """One start and one kill; True if the run ended by itself before."""
+        phase = self.stream.choices(PHASES, WEIGHTS)[0]
+        child = self.begin(run)
+        self.wait(child, run, phase)
+        child.kill()
+        code = child.wait(PATIENCE)
+        if code == -signal.SIGKILL:
+            self.tally.kills[phase] += 1
+        else:
+            self.tally.missed += 1
+        self.check(run)
+        if code not in (0, -signal.SIGKILL):
+            self.tally.different.append(f"{run.name}: exit code {code}, see {run.name}.log")
+        return code != -signal.SIGKILL
+
+    def wait(self, child: Child, run: Path, phase: str) -> None:
+        """Until the random instant of the kill, or the end of the process."""
+        begin, first = time.monotonic(), committed(run)
+
+        def until(ready: Any) -> None:
+            while child.poll() is None and not ready() and time.monotonic() - begin < PATIENCE:
+                time.sleep(0.0005)
+
+        if phase == "start":
+            time.sleep(self.stream.uniform(0, self.first_commit))
+        elif phase == "training":  # anywhere in a round, some rounds on
+            after = min(first + self.stream.randint(1, 5), ROUNDS)
+            until(lambda: committed(run) >= after)
+            self.first_commit = max(self.first_commit, 0.9 * (time.monotonic() - begin))
+            time.sleep(self.stream.uniform(0, 0.08))
+        elif phase == "commit":  # a file of the next state is there, the manifest does not name it yet
+            after = min(max(first, 0) + self.stream.randint(1, 4), ROUNDS)
+            until(lambda: any((run / "state").glob(f"*-{after:06d}.safetensors*")))
+            time.sleep(self.stream.uniform(0, 0.01))
+        else:
+            until(lambda: committed(run) == ROUNDS)
+            time.sleep(self.stream.uniform(0, 0.2))
+
+    def check(self, run: Path) -> None:
+        """Whatever is there must load, newest generation and all."""
+        try:
+            Store(run).load(strict=True)
+        except Exception as error:  # noqa: BLE001 - anything at all is what this looks for
+            self.tally.unloadable.append(f"{run.name}: {error!r}")
+
+    def compare(self, run: Path) -> None:
+        """A completed run against the undisturbed one."""
+        self.tally.finished += 1
+        other = differences(result(run), self.reference)
+        if other:
+            self.tally.different.append(f"{run.name}: {', '.join(other)}")
+
+
+def kill_method(name: str, kills: int, seed: int, folder: Path, launch: Launch = process) -> Tally:
+    """``kills`` kills of runs of one of the CASES."""
+    config = write_config(folder, name, rounds=ROUNDS, **CASES[name])
+    whole = folder / "whole"
+    begin = time.monotonic()
+    launch(["run", str(config), "--dir", str(whole)], folder / "whole.log").wait(PATIENCE)
+    killer = Killer(launch, config, result(whole), random.Random(f"{seed} {name}"))
+    killer.first_commit = 0.6 * (time.monotonic() - begin)
+    killer.interrupt(kills, folder)
+    return killer.tally
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=32, help="in all, half of them for each method")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    good = True
+    for name in CASES:
+        begin = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            tally = kill_method(name, (given.kills + 1) // len(CASES), given.seed, Path(folder))
+        print(f"{name}: {tally}  [{time.monotonic() - begin:.0f} s]", flush=True)
+        for line in (*tally.unloadable, *tally.different):
+            print(f"  {line}")
+        good = good and tally.good
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
