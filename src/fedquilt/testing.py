@@ -125,17 +125,21 @@ def run_tiny(config: RunConfig, base: Base | None = None) -> Outcome:
     return Outcome(hub, built.engine.memory(), [dict(line) for line in journal.records.get("rounds.jsonl", [])], built)
 
 
-def check_method(name: str, **options: Any) -> list[str]:
+def check_method(name: str, *, tables: Mapping[str, Any] | None = None, **options: Any) -> list[str]:
     """Run a registered method on both engines and check what every method owes; returns the names of the passed checks.
 
     Checks: it composes; both engines agree to 1e-10 in float64; a second run gives the same bits; nothing but finite numbers;
     the base model did not change; what travels is trained; the state survives a round trip through a file.
 
+    Args:
+        tables: of the configuration besides ``[method]``, such as ``{"adapter": {"dropout": 0.1}}``.
+        options: of the method.
+
     Raises:
         CompositionError: naming the first check that failed.
         ConfigError: unknown method or options.
     """
-    config = tiny_config(name, method=options)
+    config = tiny_config(name, **{**(tables or {}), "method": options})
     base = tiny_base(config)
     before = base.fingerprint
     fast, again = run_tiny(config, base), run_tiny(config, base)

@@ -110,6 +110,7 @@ def equal(a: Tree, b: Tree) -> bool:
 
 
 def max_difference(a: Tree, b: Tree) -> float:
-    """Largest absolute difference over all leaves (float64)."""
+    """Largest absolute difference over all leaves (float64); NaN if there is a NaN anywhere."""
     same_keys(a, b)
-    return max((float((a[k].double() - b[k].double()).abs().max()) for k in a if a[k].numel()), default=0.0)
+    largest = [(a[k].double() - b[k].double()).abs().max() for k in a if a[k].numel()]
+    return float(torch.stack(largest).max()) if largest else 0.0

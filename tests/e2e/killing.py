@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from door import COMMAND, committed, differences, result, write_config
 
 from fedquilt.cli import main as command_line
-from fedquilt.run.store import Store
+from fedquilt.run.store import Store, read_manifest
 
 ROUNDS = 30
 DROPOUT: dict[str, Any] = {"model": {"dropout": 0.1}, "method": {"steps": 3}}
@@ -33,8 +33,8 @@ CASES: dict[str, dict[str, Any]] = {
     "fltac": {**DROPOUT, "adapter": {"dropout": 0.1, "head": "private"}},
     "fedit": {**DROPOUT, "adapter": {"dropout": 0.1}},
 }
-PHASES = ("start", "training", "commit", "export")
-WEIGHTS = (2, 5, 4, 1)
+PHASES = ("start", "training", "state", "journal", "export")
+WEIGHTS = (2, 4, 2, 3, 1)
 PATIENCE = 300.0
 
 
@@ -117,6 +117,20 @@ class Fork:
         self.child.kill()
 
 
+def until(child: Child, ready: Callable[[], bool]) -> None:
+    """Until ``ready()`` or the end of the process."""
+    end = time.monotonic() + PATIENCE
+    while child.poll() is None and not ready() and time.monotonic() < end:
+        time.sleep(0.0005)
+
+
+def ahead(run: Path) -> bool:
+    """Whether a journal is longer than the manifest says."""
+    manifest = read_manifest(run)
+    lengths = manifest["generations"][0]["lengths"] if manifest else {}
+    return any((run / name).stat().st_size > length for name, length in lengths.items())
+
+
 def _forked(words: list[str], log: str) -> None:
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
@@ -136,8 +150,9 @@ class Killer:
     config: Path
     reference: dict[str, bytes]
     stream: random.Random
+    rounds: int
+    first_commit: float  # seconds after the start of a process; the least seen so far
     tally: Tally = field(default_factory=Tally)
-    first_commit: float = 0.5  # seconds after the start of a process, as seen so far
 
     def interrupt(self, kills: int, folder: Path) -> None:
         """Start runs, kill and resume them until so many kills have hit, and let the last one finish."""
@@ -175,25 +190,23 @@ class Killer:
     def wait(self, child: Child, run: Path, phase: str) -> None:
         """Until the random instant of the kill, or the end of the process."""
         begin, first = time.monotonic(), committed(run)
-
-        def until(ready: Any) -> None:
-            while child.poll() is None and not ready() and time.monotonic() - begin < PATIENCE:
-                time.sleep(0.0005)
-
         if phase == "start":
             time.sleep(self.stream.uniform(0, self.first_commit))
         elif phase == "training":  # anywhere in a round, some rounds on
-            after = min(first + self.stream.randint(1, 5), ROUNDS)
-            until(lambda: committed(run) >= after)
-            self.first_commit = max(self.first_commit, 0.9 * (time.monotonic() - begin))
+            after = min(first + self.stream.randint(1, 5), self.rounds)
+            until(child, lambda: committed(run) >= after)
+            self.first_commit = min(self.first_commit, time.monotonic() - begin)
             time.sleep(self.stream.uniform(0, 0.08))
-        elif phase == "commit":  # a file of the next state is there, the manifest does not name it yet
-            after = min(max(first, 0) + self.stream.randint(1, 4), ROUNDS)
-            until(lambda: any((run / "state").glob(f"*-{after:06d}.safetensors*")))
-            time.sleep(self.stream.uniform(0, 0.01))
+        elif phase == "state":  # a file of the next state is there, the manifest does not name it yet
+            after = min(max(first, 0) + self.stream.randint(1, 4), self.rounds)
+            until(child, lambda: any((run / "state").glob(f"*-{after:06d}.safetensors*")))
+            time.sleep(self.stream.uniform(0, 0.005))
+        elif phase == "journal":  # the next lines are there, the manifest does not count them yet
+            after = min(max(first, 0) + self.stream.randint(0, 3), self.rounds - 1)
+            until(child, lambda: committed(run) >= after and ahead(run))
         else:
-            until(lambda: committed(run) == ROUNDS)
-            time.sleep(self.stream.uniform(0, 0.2))
+            until(child, lambda: committed(run) == self.rounds)
+            time.sleep(self.stream.uniform(0, 0.1))
 
     def check(self, run: Path) -> None:
         """Whatever is there must load, newest generation and all."""
@@ -210,14 +223,17 @@ class Killer:
             self.tally.different.append(f"{run.name}: {', '.join(other)}")
 
 
-def kill_method(name: str, kills: int, seed: int, folder: Path, launch: Launch = process) -> Tally:
+def kill_method(name: str, kills: int, seed: int, folder: Path, launch: Launch = process, rounds: int = ROUNDS) -> Tally:
     """``kills`` kills of runs of one of the CASES."""
-    config = write_config(folder, name, rounds=ROUNDS, **CASES[name])
+    config = write_config(folder, name, rounds=rounds, **CASES[name])
     whole = folder / "whole"
+    launch(["--version"], folder / "version.log").wait(PATIENCE)  # a fork server imports now
     begin = time.monotonic()
-    launch(["run", str(config), "--dir", str(whole)], folder / "whole.log").wait(PATIENCE)
-    killer = Killer(launch, config, result(whole), random.Random(f"{seed} {name}"))
-    killer.first_commit = 0.6 * (time.monotonic() - begin)
+    child = launch(["run", str(config), "--dir", str(whole)], folder / "whole.log")
+    until(child, lambda: committed(whole) >= 0)
+    first_commit = time.monotonic() - begin
+    child.wait(PATIENCE)
+    killer = Killer(launch, config, result(whole), random.Random(f"{seed} {name}"), rounds, first_commit)
     killer.interrupt(kills, folder)
     return killer.tally
 

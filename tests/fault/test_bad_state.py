@@ -11,10 +11,12 @@ import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from door import Said, committed, differences, fedquilt, finish, result, start, wait_for, write_config
 
+from fedquilt.run import launch
 from fedquilt.run.store import Store
 
 ROUNDS, MANY = 12, 5000
@@ -250,3 +252,21 @@ def test_an_interrupt_says_how_to_resume_and_the_resume_has_the_same_bits(done: 
     assert f"fix: fedquilt resume {run}" in message
     assert 1 <= committed(run) < ROUNDS
     resumed(run, done)
+
+
+def test_a_run_stopped_right_after_its_start_is_not_evaluated_twice(
+    short: tuple[Path, Path, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, config, _ = short
+    honest = launch._Log.notice
+
+    def stop(log: launch._Log, number: int, *rest: Any) -> None:
+        honest(log, number, *rest)
+        if number == 0:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(launch._Log, "notice", stop)
+        fedquilt("run", config, "--dir", tmp_path / "run").complaint(130)
+    assert committed(tmp_path / "run") == 0
+    resumed(tmp_path / "run", done)

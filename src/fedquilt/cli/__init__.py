@@ -12,7 +12,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
     0 done, 1 a bug or something that ``doctor`` found broken, 2 usage, configuration or model, 3 data, 4 too few replies,
-    5 a run directory, 130 interrupted.
+    5 a run directory, 130 interrupted, 143 terminated.
     """
     from fedquilt.cli.app import app
     from fedquilt.errors import FedquiltError

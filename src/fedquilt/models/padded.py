@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -109,7 +110,9 @@ def _with_lora(model: nn.Module, base: Base, adapter: Adapter) -> nn.Module:
         modules_to_save=list(base.head),
         task_type="SEQ_CLS",
     )
-    wrapped: nn.Module = get_peft_model(model, config, autocast_adapter_dtype=False)
+    with warnings.catch_warnings():  # peft asks transformers for something by its old name
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        wrapped: nn.Module = get_peft_model(model, config, autocast_adapter_dtype=False)
     return wrapped.to(base.dtype).requires_grad_(False)
 
 

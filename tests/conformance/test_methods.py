@@ -1,0 +1,218 @@
+"""Every registered method on both engines: what a method owes whatever it is, and the same bits where they are promised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from fedquilt import tree
+from fedquilt.engine.base import Trained, Work
+from fedquilt.engine.sequential import SequentialEngine
+from fedquilt.engine.vectorised import VectorisedEngine
+from fedquilt.errors import CompositionError
+from fedquilt.models.loading import Base
+from fedquilt.run import registry
+from fedquilt.run.config import RunConfig
+from fedquilt.testing import SIZES, Outcome, check_method, run_tiny, tiny_base, tiny_config
+from fedquilt.types import Job, Stack
+
+METHODS = registry.names("fedquilt.methods")
+ADAPTERS = {"head_only": "head", "centralised_full": "full"}  # all others train LoRA
+OPTIMISERS: dict[str, dict[str, Any]] = {
+    "adamw": {"lr": 1e-2, "steps": 3, "batch": 4, "weight_decay": 0.01},
+    "sgd": {"lr": 0.1, "epochs": 2, "batch": 3, "optimiser": "sgd", "momentum": 0.5},  # unequal numbers of steps
+}
+MODELS = ("bert", "roberta")
+DROPOUT = (0.0, 0.1)
+
+
+def tables(name: str, *, model: str = "bert", dropout: float = 0.0, precision: str = "float64", **more: Any) -> dict[str, Any]:
+    """The tables of a configuration besides [method]."""
+    adapter = {} if name in ADAPTERS else {"rank": 2, "dropout": dropout, "targets": ["q", "v", "down"]}
+    return {"model": {"name": f"tiny:{model}", "dropout": dropout, "precision": precision}, "adapter": adapter, **more}
+
+
+def configured(name: str, optimiser: str = "adamw", **more: Any) -> RunConfig:
+    """A tiny run of three rounds."""
+    return tiny_config(name, method=OPTIMISERS[optimiser], **{"rounds": 3, **tables(name, **more)})
+
+
+_BASES: dict[tuple[object, ...], Base] = {}
+
+
+def outcome(config: RunConfig, **changed: Any) -> Outcome:
+    """Run it; the base model of equal settings is made once."""
+    config = config.model_copy(update=changed)
+    key = (config.model, config.seed)
+    if key not in _BASES:
+        _BASES[key] = tiny_base(config)
+    return run_tiny(config, _BASES[key])
+
+
+def same(one: Outcome, other: Outcome) -> bool:
+    """Bit for bit, everything that training determined and every line of the journal."""
+    return tree.equal(one.tensors(), other.tensors()) and one.hub.table == other.hub.table and one.rounds == other.rounds
+
+
+def test_the_tiny_partition_has_the_hard_cases() -> None:
+    counts = [size for sizes in SIZES.values() for size in sizes]
+    assert 1 in counts
+    assert 0 in counts
+    assert len(set(counts)) > 6
+
+
+# ---- what every method owes ----------------------------------------------------------------------------------------------
+
+
+CASES = [
+    pytest.param(model, dropout, optimiser, id=f"{model}-{dropout}-{optimiser}", marks=() if quick else pytest.mark.slow)
+    for model in MODELS
+    for dropout in DROPOUT
+    for optimiser in OPTIMISERS
+    for quick in [model == "bert" or (dropout, optimiser) == (0.1, "adamw")]
+]
+
+
+@pytest.mark.parametrize(("model", "dropout", "optimiser"), CASES)
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_passes_the_check(name: str, model: str, dropout: float, optimiser: str) -> None:
+    assert len(check_method(name, tables=tables(name, model=model, dropout=dropout), **OPTIMISERS[optimiser])) == 7
+
+
+# ---- a planted fault must be caught --------------------------------------------------------------------------------------
+
+
+def plant(monkeypatch: pytest.MonkeyPatch, name: str, engine: type) -> None:
+    """Register ``engine`` under ``name``, in place of ours."""
+    honest = registry.load
+    monkeypatch.setattr(
+        registry, "load", lambda group, wanted: engine if (group, wanted) == ("fedquilt.engines", name) else honest(group, wanted)
+    )
+
+
+def wrong_by(amount: float, name_of_leaf: str = "lora_B") -> Callable[[list[Trained]], list[Trained]]:
+    """One slot's trained state, one scalar of it, off by ``amount``."""
+
+    def change(results: list[Trained]) -> list[Trained]:
+        state = dict(results[-1].state)
+        key = next(key for key in sorted(state) if name_of_leaf in key)
+        off = state[key].clone()
+        off.view(-1)[0] += amount
+        return [*results[:-1], results[-1]._replace(state={**state, key: off})]
+
+    return change
+
+
+class Wrong(VectorisedEngine):
+    """Makes a step that is wrong by a millionth, in one scalar of one slot."""
+
+    def train(self, works: Sequence[Work]) -> list[Trained]:
+        return wrong_by(1e-6)(super().train(works))
+
+
+class Forgetful(VectorisedEngine):
+    """Its results depend on how often it was asked."""
+
+    calls = 0
+
+    def train(self, works: Sequence[Work]) -> list[Trained]:
+        Forgetful.calls += 1
+        return wrong_by(1e-13 * Forgetful.calls)(super().train(works))
+
+
+class Meddling(VectorisedEngine):
+    """Writes to the shared base model."""
+
+    def train(self, works: Sequence[Work]) -> list[Trained]:
+        next(iter(self.network.model.parameters())).data.view(-1)[0] += 1e-9  # type: ignore[attr-defined]
+        return super().train(works)
+
+
+class Mad(VectorisedEngine):
+    """Sends NaN."""
+
+    def train(self, works: Sequence[Work]) -> list[Trained]:
+        return wrong_by(float("nan"))(super().train(works))
+
+
+class Dropping(VectorisedEngine):
+    """Dropout masks that both engines should agree on, but of another seed."""
+
+    def _work(self, job: Job, bank: Stack) -> Work:
+        self.sampler.seed += 0 if self.issued else 1
+        return super()._work(job, bank)
+
+
+@pytest.mark.parametrize(
+    ("engine", "check"),
+    [
+        (Wrong, "both engines agree"),
+        (Dropping, "both engines agree"),
+        (Forgetful, "the same seed gives the same bits"),
+        (Meddling, "the base model is unchanged"),
+        (Mad, "rounds were accepted|all numbers are finite|both engines agree"),
+    ],
+)
+def test_a_planted_fault_is_caught(engine: type, check: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, "vectorised", engine)
+    with pytest.raises(CompositionError, match=f"method 'fltac' failed the check: ({check})"):
+        check_method("fltac", tables=tables("fltac", dropout=0.1), **OPTIMISERS["adamw"])
+
+
+# ---- same seed, same bits ------------------------------------------------------------------------------------------------
+
+
+class Shuffled(SequentialEngine):
+    """Takes the slots of a round in another order."""
+
+    def submit(self, jobs: Sequence[Job], bank: Stack) -> list[int]:
+        return super().submit(jobs[::-1] if jobs[0].round.number % 2 else [*jobs[1::2], *jobs[::2]], bank)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_sequential_gives_the_same_bits_in_any_order_and_cohort(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, "shuffled", Shuffled)
+    config = configured(name, dropout=0.1, precision="float32", engine="sequential")
+    first = outcome(config)
+    assert same(first, outcome(config))
+    for cohort in (1, 7):
+        assert same(first, outcome(config, cohort=cohort))
+        assert same(first, outcome(config, cohort=cohort, engine="shuffled"))
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("name", METHODS)
+def test_vectorised_twice_gives_the_same_bits(name: str, precision: str) -> None:
+    config = configured(name, dropout=0.1, precision=precision)
+    assert same(outcome(config), outcome(config))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_another_seed_gives_other_bits(name: str) -> None:
+    """A comparison that passes because nothing depends on anything would prove nothing."""
+    assert not tree.equal(outcome(configured(name)).hub.bank, outcome(configured(name, seed=2)).hub.bank)
+
+
+# ---- vectorised and sequential -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cohort", [1, 7, 64])
+@pytest.mark.parametrize("name", METHODS)
+def test_engines_agree_in_float64_after_three_rounds(name: str, cohort: int) -> None:
+    config = configured(name, dropout=0.1, cohort=cohort)
+    fast, slow = outcome(config), outcome(config, engine="sequential")
+    assert tree.max_difference(fast.tensors(), slow.tensors()) <= 1e-10
+    assert fast.hub.table == slow.hub.table
+    assert [line["step"].keys() for line in fast.rounds] == [line["step"].keys() for line in slow.rounds]
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+@pytest.mark.parametrize("name", METHODS)
+def test_losses_agree_in_float32(name: str, optimiser: str) -> None:
+    config = configured(name, optimiser, dropout=0.1, precision="float32")
+    fast, slow = outcome(config), outcome(config, engine="sequential")
+    losses = [(a["loss"], b["loss"]) for a, b in zip(fast.rounds, slow.rounds, strict=True)]
+    assert len(losses) == 3
+    assert all(abs(a - b) <= 1e-5 * abs(b) for a, b in losses), losses
