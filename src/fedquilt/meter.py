@@ -10,15 +10,15 @@ import torch
 
 from fedquilt.types import Job, Leaf, Reply, Spec
 
-_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+# In the order in which the format stores them.
+_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
 def encoded_size(leaves: Sequence[Leaf]) -> int:
     """Bytes of these leaves as one safetensors message: 8 + JSON header padded to 8 + data. Equals ``len(save(...))``."""
     header: dict[str, object] = {}
     offset = 0
-    # The format stores tensors by falling alignment, then by name.
-    for leaf in sorted(leaves, key=lambda leaf: (-leaf.dtype.itemsize, leaf.name)):
+    for leaf in sorted(leaves, key=lambda leaf: (list(_NAMES).index(leaf.dtype), leaf.name)):
         end = offset + leaf.size * leaf.dtype.itemsize
         header[leaf.name] = {"dtype": _NAMES[leaf.dtype], "shape": list(leaf.shape), "data_offsets": [offset, end]}
         offset = end

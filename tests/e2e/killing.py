@@ -34,7 +34,7 @@ CASES: dict[str, dict[str, Any]] = {
     "fedit": {**DROPOUT, "adapter": {"dropout": 0.1}},
 }
 PHASES = ("start", "training", "state", "journal", "export")
-WEIGHTS = (2, 4, 2, 3, 1)
+DECK = ("start",) * 2 + ("training",) * 3 + ("state",) * 2 + ("journal",) * 2 + ("export",)
 PATIENCE = 300.0
 
 
@@ -153,6 +153,7 @@ class Killer:
     rounds: int
     first_commit: float  # seconds after the start of a process; the least seen so far
     tally: Tally = field(default_factory=Tally)
+    deck: list[str] = field(default_factory=list)
 
     def interrupt(self, kills: int, folder: Path) -> None:
         """Start runs, kill and resume them until so many kills have hit, and let the last one finish."""
@@ -173,7 +174,9 @@ class Killer:
 
     def attempt(self, run: Path) -> bool:
         """One start and one kill; True if the run ended by itself before."""
-        phase = self.stream.choices(PHASES, WEIGHTS)[0]
+        if not self.deck:  # shuffled like cards, so that few kills are spread too
+            self.deck = self.stream.sample(DECK, len(DECK))
+        phase = self.deck.pop()
         child = self.begin(run)
         self.wait(child, run, phase)
         child.kill()

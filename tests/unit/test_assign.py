@@ -227,7 +227,7 @@ def test_impossible_settings_are_refused() -> None:
             assign.kmeans(**bad)
     head = Spec("head", SPEC.leaves[-1:])
     for part in (assign.kmeans(2), assign.kmeans(2, features="products", head=True)):
-        with pytest.raises(CompositionError, match="low-rank|head"):
+        with pytest.raises(CompositionError, match=r"low-rank|head"):
             part.check(head)
     assign.one().check(head)
     assign.kmeans(2, head=True).check(head)
@@ -267,4 +267,3 @@ def test_the_planted_partition_is_found_whoever_owns_which_number(kind: str, con
         updates = World(renamed).uploads(new_hub(4), 1)
         rows = dict(zip(updates.origin, part(updates, new_hub(4), SPEC, NOW).group.tolist(), strict=True))
         assert same_partition(rows, renamed)
-

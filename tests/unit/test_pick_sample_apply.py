@@ -49,7 +49,8 @@ def test_alternate_trains_b_in_the_first_round_and_the_head_always() -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "clients", "wanted"), [(1.0, 7, 7), (0.5, 5, 3), (0.5, 3, 2), (0.1, 10, 1), (0.01, 10, 1), (0.3, 10, 3), (0.25, 10, 3)]
+    ("share", "clients", "wanted"),
+    [(1.0, 7, 7), (0.5, 5, 3), (0.5, 3, 2), (0.1, 10, 1), (0.01, 10, 1), (0.3, 10, 3), (0.25, 10, 3)],
 )
 def test_fraction_takes_the_rounded_share_and_at_least_one(share: float, clients: int, wanted: int) -> None:
     assert len(sample.fraction(share)(range(clients), Round(1, 0))) == wanted

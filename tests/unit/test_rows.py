@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from uploads import SPEC, World, federation, new_hub, same_partition, state
@@ -55,7 +57,7 @@ def test_absent_clients_keep_their_row_and_find_it_trained_by_others() -> None:
     cohorts = {1: [0, 1, 2, 3, 4, 5], 2: [0, 1], 3: [2, 3], 4: [5], 5: [4], 6: [1, 2, 5], 7: [3]}
     world = World(TRUTH)
     hubs = play(method(), world, new_hub(4), range(1, 8), only=cohorts)
-    for number, (before, after) in enumerate(zip(hubs, hubs[1:], strict=False), start=2):
+    for number, (before, after) in enumerate(itertools.pairwise(hubs), start=2):
         assert after.table == hubs[0].table
         present = {after.row_of(slot) for slot in TRUTH if slot.client in cohorts[number]}
         for row in range(4):
@@ -88,10 +90,10 @@ def test_newcomers_start_from_row_zero_and_join_the_row_of_their_task() -> None:
 def test_a_weak_slot_merged_wrongly_recovers_with_cannot_link_and_not_without() -> None:
     """The dangerous first round: slot (5, 0) of task 0 sits in the row of task 1, and makes 0.3 of its way a round.
 
-    Without constraints it starts from the wrong row every round and stays nearest to it. With its sibling slot, which
-    truly has task 1, in the same client, cannot-link pushes it out.
+    Without constraints it starts from the wrong row every round and stays nearest to it. Its sibling slots, which truly have
+    tasks 1 and 2, push it out by cannot-link. (A client that lacks task 2 leaves that row free, and the weak slot may end there.)
     """
-    truth = federation([0, 1, 2], [0, 1, 2], [0, 1], [0, 2], [1, 2], [0, 1])
+    truth = federation([0, 1, 2], [0, 1, 2], [0, 1], [0, 2], [1, 2], [0, 1, 2])
     world = World(truth, noise=0.01)
     good = play(method(), world, new_hub(4), range(1, 4))[-1]
     rows = {task: good.row_of(slot) for slot, task in truth.items()}
