@@ -92,7 +92,9 @@ def plain(base: Base, adapter: Adapter, dropout: float, pad_to: int | None) -> C
     from peft import LoraConfig, get_peft_model
 
     model = copy.deepcopy(base.model)
-    config = LoraConfig(r=adapter.spec.rank, lora_alpha=16, lora_dropout=dropout / 2, target_modules=["query", "value"], task_type="SEQ_CLS")
+    config = LoraConfig(
+        r=adapter.spec.rank, lora_alpha=16, lora_dropout=dropout / 2, target_modules=["query", "value"], task_type="SEQ_CLS"
+    )
     model = get_peft_model(model, config).train()
     model.config._attn_implementation = "sdpa"
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LR)
@@ -153,7 +155,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     folder = Path(arguments.data) if Path(arguments.data, "glue_sst2").is_dir() else None
-    print(f"{arguments.model}, rank {arguments.rank}, {arguments.slots} adapters x {arguments.rows} rows, {arguments.threads} thread(s),")
+    print(
+        f"{arguments.model}, rank {arguments.rank}, {arguments.slots} adapters x {arguments.rows} rows, {arguments.threads} threads"
+    )
     print(f"{arguments.laps} laps, rows: {'real GLUE' if folder else 'random ids of GLUE-like lengths'}")
     for dropout in (0.0, 0.1):
         measure(arguments, folder, dropout)

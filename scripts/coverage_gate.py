@@ -27,7 +27,7 @@ CORE = (
     "reduce",
     "method",
     "gate",
-    "run/store",
+    "runs/store",
 )
 
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from tiny import tiny_config
 
-from fedquilt.run.config import RunConfig
+from fedquilt.runs.config import RunConfig
 
 # The machine's speed must not decide about a pass, nor chance about which examples are tried.
 settings.register_profile("fedquilt", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

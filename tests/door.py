@@ -16,7 +16,7 @@ from typing import Any
 from tiny import tiny_config
 
 from fedquilt.cli import main
-from fedquilt.run.store import JOURNALS, read_manifest
+from fedquilt.runs.store import JOURNALS, read_manifest
 
 COMMAND = (sys.executable, "-c", "import sys; from fedquilt.cli import main; sys.exit(main())")
 PATIENCE = 120.0  # seconds until a process that does not do what it should is given up

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedquilt.run.config import RunConfig, parse
+from fedquilt.runs.config import RunConfig, parse
 
 # task -> training rows of each client. Unequal, client 2 has one example of "colour", not every client has every task.
 SIZES: dict[str, dict[int, int]] = {

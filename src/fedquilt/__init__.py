@@ -14,12 +14,12 @@ from fedquilt.errors import FedquiltError
 
 if TYPE_CHECKING:
     from fedquilt.method import Method
-    from fedquilt.run.launch import resume, run
+    from fedquilt.runs.launch import resume, run
 
 __version__ = "0.1.0"
 __all__ = ["FedquiltError", "Method", "__version__", "resume", "run"]
 
-_LAZY = {"run": "fedquilt.run.launch", "resume": "fedquilt.run.launch", "Method": "fedquilt.method"}
+_LAZY = {"run": "fedquilt.runs.launch", "resume": "fedquilt.runs.launch", "Method": "fedquilt.method"}
 
 
 def __getattr__(name: str) -> Any:

@@ -27,8 +27,8 @@ from fedquilt.errors import CompositionError
 from fedquilt.meter import Meter
 from fedquilt.models.loading import Base, load
 from fedquilt.rng import numpy_generator
-from fedquilt.run.build import Built, assemble
-from fedquilt.run.config import RunConfig, parse
+from fedquilt.runs.build import Built, assemble
+from fedquilt.runs.config import RunConfig, parse
 from fedquilt.types import Hub
 
 SIZES: Mapping[str, Sequence[int]] = {"colour": (9, 4, 0, 7), "amount": (5, 0, 1, 8), "shape": (6, 3, 10, 0)}
@@ -170,7 +170,7 @@ def _travels_trained(built: Built) -> bool:
 def _round_trip(outcome: Outcome) -> bool:
     import tempfile
 
-    from fedquilt.run.store import Store
+    from fedquilt.runs.store import Store
 
     with tempfile.TemporaryDirectory() as folder:
         Store(Path(folder)).commit(outcome.hub, outcome.memory, {}, Meter(outcome.built.adapter.spec))

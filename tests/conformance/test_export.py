@@ -19,9 +19,9 @@ from fedquilt.engine.batches import assemble
 from fedquilt.models.loading import ModelConfig, load
 from fedquilt.models.padded import Padded
 from fedquilt.models.roles import ROLES
-from fedquilt.run.build import Built, build
-from fedquilt.run.config import load_config
-from fedquilt.run.store import Store
+from fedquilt.runs.build import Built, build
+from fedquilt.runs.config import load_config
+from fedquilt.runs.store import Store
 from fedquilt.types import Hub, State
 
 # peft asks transformers for something by its old name, in the user's own code too.

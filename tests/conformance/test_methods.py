@@ -13,8 +13,8 @@ from fedquilt.engine.sequential import SequentialEngine
 from fedquilt.engine.vectorised import VectorisedEngine
 from fedquilt.errors import CompositionError
 from fedquilt.models.loading import Base
-from fedquilt.run import registry
-from fedquilt.run.config import RunConfig
+from fedquilt.runs import registry
+from fedquilt.runs.config import RunConfig
 from fedquilt.testing import SIZES, Outcome, check_method, run_tiny, tiny_base, tiny_config
 from fedquilt.types import Job, Stack
 

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from door import COMMAND, committed, differences, result, write_config
 
 from fedquilt.cli import main as command_line
-from fedquilt.run.store import Store, read_manifest
+from fedquilt.runs.store import Store, read_manifest
 
 ROUNDS = 30
 DROPOUT: dict[str, Any] = {"model": {"dropout": 0.1}, "method": {"steps": 3}}
@@ -98,7 +98,7 @@ class Fork:
     def __init__(self, words: Sequence[str], log: Path) -> None:
         server = multiprocessing.get_context("forkserver")
         server.set_forkserver_preload(
-            ["fedquilt.run.launch", "fedquilt.models.packed", "peft", "transformers.models.bert", "datasets"]
+            ["fedquilt.runs.launch", "fedquilt.models.packed", "peft", "transformers.models.bert", "datasets"]
         )
         self.child = server.Process(target=_forked, args=(list(words), str(log)))
         self.child.start()

@@ -13,7 +13,7 @@ from door import differences, fedquilt, journal, result, write_config
 from torch import Tensor
 
 from fedquilt.engine.vectorised import VectorisedEngine
-from fedquilt.run import registry
+from fedquilt.runs import registry
 from fedquilt.types import Reply, Slot
 
 ROUND, VICTIM, ROUNDS = 2, 1, 3

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from door import Said, committed, differences, fedquilt, finish, result, start, wait_for, write_config
 
-from fedquilt.run import launch
-from fedquilt.run.store import Store
+from fedquilt.runs import launch
+from fedquilt.runs.store import Store
 
 ROUNDS, MANY = 12, 5000
 OVERRIDES = {"method": {"steps": 1}, "model": {"dropout": 0.1}}

@@ -11,11 +11,11 @@ import pytest
 from fake_run import TASKS, Fake, write_run
 
 from fedquilt.cli import data, main
-from fedquilt.run import export as export_module
-from fedquilt.run import launch
-from fedquilt.run import plan as plan_module
-from fedquilt.run.config import RunConfig
-from fedquilt.run.plan import Plan
+from fedquilt.runs import export as export_module
+from fedquilt.runs import launch
+from fedquilt.runs import plan as plan_module
+from fedquilt.runs.config import RunConfig
+from fedquilt.runs.plan import Plan
 
 Captured = pytest.CaptureFixture[str]
 

@@ -11,7 +11,7 @@ import pytest
 from fedquilt import __version__
 from fedquilt.cli import main
 from fedquilt.errors import ConfigError, DataError, FedquiltError, ModelError, QuorumError, StateError
-from fedquilt.run import config as config_module
+from fedquilt.runs import config as config_module
 
 HEAVY = ("torch", "numpy", "pydantic", "transformers", "peft", "datasets", "sklearn", "scipy", "matplotlib", "plotly")
 

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from fedquilt.cli.progress import Bar, Lines, make_progress
-from fedquilt.run.progress import Progress, Silent
+from fedquilt.runs.progress import Progress, Silent
 
 
 class Clock:

@@ -13,7 +13,7 @@ from fedquilt.clock import ABANDONED, PATIENCE, Drive
 from fedquilt.engine.base import InProcess
 from fedquilt.errors import FedquiltError, QuorumError
 from fedquilt.meter import Meter
-from fedquilt.run.build import assemble
+from fedquilt.runs.build import assemble
 from fedquilt.testing import Nowhere, run_tiny, tiny_base, tiny_config, tiny_partition, tiny_tasks
 from fedquilt.types import Hub, Reply
 

@@ -19,9 +19,9 @@ from fedquilt import errors, gate
 from fedquilt.data.assets import ASSETS
 from fedquilt.data.spec import PRESETS, PartitionConfig, TaskConfig
 from fedquilt.models.loading import ModelConfig
-from fedquilt.run import registry
-from fedquilt.run.config import EvaluationConfig, RunConfig, parse
-from fedquilt.run.store import JOURNALS
+from fedquilt.runs import registry
+from fedquilt.runs.config import EvaluationConfig, RunConfig, parse
+from fedquilt.runs.store import JOURNALS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"

@@ -53,3 +53,10 @@ def test_describing_a_method_loads_no_model_library() -> None:
 def test_doctests(name: str) -> None:
     result = doctest.testmod(importlib.import_module(name))
     assert result.failed == 0
+
+
+def test_run_stays_a_function_after_its_module_was_imported() -> None:
+    first = fedquilt.run
+    importlib.import_module("fedquilt.runs.launch")
+    assert fedquilt.run is first
+    assert callable(fedquilt.run)

@@ -16,8 +16,8 @@ from filelock import FileLock
 from fedquilt import tree
 from fedquilt.errors import StateError
 from fedquilt.meter import Meter
-from fedquilt.run import store as module
-from fedquilt.run.store import MANIFEST, Store, locked, read_manifest, write_atomic
+from fedquilt.runs import store as module
+from fedquilt.runs.store import MANIFEST, Store, locked, read_manifest, write_atomic
 from fedquilt.types import Hub, Leaf, Slot, Spec
 
 SPEC = Spec("x", (Leaf("a/w", (2,), "w", 0),))

@@ -20,7 +20,7 @@ app = typer.Typer(help="Look at the data of a configuration.", no_args_is_help=T
 @app.command()
 def inspect(config: Config, override: Set = None, seed: Seed = None, as_json: show.AsJson = False) -> None:
     """Load every task and show its size, labels and what was left out."""
-    from fedquilt.run.build import load_tasks
+    from fedquilt.runs.build import load_tasks
 
     raws = load_tasks(read_config(config, override, seed))
     records = [_describe(raw) for raw in raws.values()]
@@ -47,7 +47,7 @@ def partition(
 ) -> None:
     """Show which client gets how many training examples of which task."""
     from fedquilt.report.table import Table
-    from fedquilt.run.build import load_tasks, make_partition
+    from fedquilt.runs.build import load_tasks, make_partition
 
     resolved = read_config(config, override, seed)
     found = make_partition(resolved, load_tasks(resolved))

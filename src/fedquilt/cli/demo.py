@@ -32,8 +32,8 @@ def demo(
     from fedquilt.report.build import report
     from fedquilt.report.compare import compare, load_runs
     from fedquilt.report.table import summary_rows
-    from fedquilt.run.config import load_config
-    from fedquilt.run.launch import run
+    from fedquilt.runs.config import load_config
+    from fedquilt.runs.launch import run
 
     typer.echo(TEXT)
     _fetch()

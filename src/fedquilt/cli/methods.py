@@ -20,7 +20,7 @@ app = typer.Typer(help="The methods that a configuration can name.", no_args_is_
 def list_methods(as_json: out.AsJson = False) -> None:
     """Name every installed method."""
     from fedquilt.report.table import Table
-    from fedquilt.run import registry
+    from fedquilt.runs import registry
 
     records = [{"name": name, "about": _first_line(registry.load(GROUP, name))} for name in registry.names(GROUP)]
     if as_json:
@@ -33,7 +33,7 @@ def list_methods(as_json: out.AsJson = False) -> None:
 def show_method(name: Annotated[str, typer.Argument(help="A name from `methods list`.")], as_json: out.AsJson = False) -> None:
     """Describe one method: its documentation and its options with their defaults."""
     from fedquilt.report.table import Table
-    from fedquilt.run import registry
+    from fedquilt.runs import registry
 
     builder = registry.load(GROUP, name)
     about = inspect.getdoc(builder) or ""

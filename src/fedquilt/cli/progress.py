@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, TextIO
 
-from fedquilt.run.progress import Progress
+from fedquilt.runs.progress import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,7 +37,7 @@ class Bar:
         self._task: TaskID | None = None
 
     def start(self, total: int, text: str) -> None:
-        """See :class:`fedquilt.run.progress.Progress`."""
+        """See :class:`fedquilt.runs.progress.Progress`."""
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
@@ -56,18 +56,18 @@ class Bar:
         self._bar.start()
 
     def advance(self, amount: int = 1, text: str = "") -> None:
-        """See :class:`fedquilt.run.progress.Progress`."""
+        """See :class:`fedquilt.runs.progress.Progress`."""
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, advance=amount, description=text or None)
 
     def line(self, text: str) -> None:
-        """See :class:`fedquilt.run.progress.Progress`."""
+        """See :class:`fedquilt.runs.progress.Progress`."""
         from rich.text import Text
 
         self._console.print(Text(text), soft_wrap=True)
 
     def stop(self) -> None:
-        """See :class:`fedquilt.run.progress.Progress`."""
+        """See :class:`fedquilt.runs.progress.Progress`."""
         if self._bar is not None:
             self._bar.stop()
         self._bar = self._task = None
@@ -83,13 +83,13 @@ class Lines:
         self._began = self._told = 0.0
 
     def start(self, total: int, text: str) -> None:
-        """See :class:`fedquilt.run.progress.Progress`."""
+        """See :class:`fedquilt.runs.progress.Progress`."""
         self._total, self._done, self._text = total, 0, text
         self._began = self._told = self._clock()
         self.line(f"{text}: {total:,} steps")
 
     def advance(self, amount: int = 1, text: str = "") -> None:
-        """See :class:`fedquilt.run.progress.Progress`."""
+        """See :class:`fedquilt.runs.progress.Progress`."""
         self._done += amount
         self._text = text or self._text
         now = self._clock()
@@ -100,12 +100,12 @@ class Lines:
             self.line(f"{self._text}: {self._done:,} of {self._total:,} ({share:.0%}), about {_minutes(left)} left")
 
     def line(self, text: str) -> None:
-        """See :class:`fedquilt.run.progress.Progress`."""
+        """See :class:`fedquilt.runs.progress.Progress`."""
         stamp = datetime.now().strftime("%H:%M:%S")
         print(f"{stamp} {text}", file=self._stream or sys.stderr, flush=True)
 
     def stop(self) -> None:
-        """See :class:`fedquilt.run.progress.Progress`."""
+        """See :class:`fedquilt.runs.progress.Progress`."""
         self._total = 0
 
 

@@ -17,8 +17,8 @@ from fedquilt.cli.progress import make_progress
 from fedquilt.errors import FedquiltError
 
 if TYPE_CHECKING:
-    from fedquilt.run.config import RunConfig
-    from fedquilt.run.plan import Plan
+    from fedquilt.runs.config import RunConfig
+    from fedquilt.runs.plan import Plan
 
 MOST_CLIENTS = 40  # lines of the plan's table on a screen
 
@@ -53,12 +53,12 @@ def run(
     """Train: read CONFIG, partition the data, run all rounds, evaluate, export the adapters."""
     resolved = read_config(config, override, seed)
     if dry_run:
-        from fedquilt.run.plan import plan
+        from fedquilt.runs.plan import plan
 
         show.say("loading data and model ...")
         _print_plan(resolved, plan(resolved), as_json)
         return
-    from fedquilt.run import launch
+    from fedquilt.runs import launch
 
     suffix = "" if seed is None else f"-seed-{seed}"
     folder = directory or Path("runs") / f"{resolved.name}{suffix}"
@@ -69,7 +69,7 @@ def run(
 
 def resume(run: Run, as_json: show.AsJson = False) -> None:
     """Continue an interrupted run; the result is the same as without the interruption."""
-    from fedquilt.run import launch
+    from fedquilt.runs import launch
 
     with resumable(run):
         launch.resume(run, progress=make_progress())
@@ -82,7 +82,7 @@ def export(
     as_json: show.AsJson = False,
 ) -> None:
     """Write every adapter of a run as a folder that peft (or transformers) opens."""
-    from fedquilt.run.export import export as write
+    from fedquilt.runs.export import export as write
 
     folders = [str(folder) for folder in write(run, out)]
     if as_json:
@@ -93,7 +93,7 @@ def export(
 
 def read_config(path: Path, override: list[str] | None, seed: int | None = None) -> RunConfig:
     """The configuration with its overrides; a seed of its own option wins."""
-    from fedquilt.run.config import load_config
+    from fedquilt.runs.config import load_config
 
     return load_config(path, [*(override or []), *([] if seed is None else [f"seed={seed}"])])
 

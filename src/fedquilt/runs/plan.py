@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedquilt.meter import encoded_size
-from fedquilt.run.build import build
-from fedquilt.run.config import RunConfig
+from fedquilt.runs.build import build
+from fedquilt.runs.config import RunConfig
 from fedquilt.types import Round
 
 

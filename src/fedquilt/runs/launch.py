@@ -13,12 +13,12 @@ from fedquilt.clock import Drive
 from fedquilt.data.partition import Partition
 from fedquilt.errors import StateError
 from fedquilt.meter import Meter
-from fedquilt.run.build import Built, build, set_threads
-from fedquilt.run.config import RunConfig, load_config, parse
-from fedquilt.run.points import Sketch, records
-from fedquilt.run.progress import Progress, Silent
-from fedquilt.run.store import MANIFEST, Store, locked, write_atomic, writing
-from fedquilt.run.summary import write_summary
+from fedquilt.runs.build import Built, build, set_threads
+from fedquilt.runs.config import RunConfig, load_config, parse
+from fedquilt.runs.points import Sketch, records
+from fedquilt.runs.progress import Progress, Silent
+from fedquilt.runs.store import MANIFEST, Store, locked, write_atomic, writing
+from fedquilt.runs.summary import write_summary
 from fedquilt.types import Hub
 
 
@@ -116,7 +116,7 @@ def _go(config: RunConfig, folder: Path, say: Progress, saved: Partition | None)
     finally:
         say.stop()
         built.engine.close()
-    from fedquilt.run.export import export_bank
+    from fedquilt.runs.export import export_bank
 
     export_bank(built, final, folder / "adapters")
     log.event("end", final.step, 0.0)

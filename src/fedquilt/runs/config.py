@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from fedquilt.data.spec import PartitionConfig, TaskConfig
 from fedquilt.errors import ConfigError
 from fedquilt.models.loading import ModelConfig
-from fedquilt.run import registry
+from fedquilt.runs import registry
 
 
 class EvaluationConfig(BaseModel):

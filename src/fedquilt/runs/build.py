@@ -23,9 +23,9 @@ from fedquilt.method import Method, Program, compose
 from fedquilt.models.loading import Base
 from fedquilt.models.loading import load as load_base
 from fedquilt.models.network import Network, batches_adapters, network
-from fedquilt.run import registry
-from fedquilt.run.config import RunConfig
-from fedquilt.run.progress import Progress, Silent
+from fedquilt.runs import registry
+from fedquilt.runs.config import RunConfig
+from fedquilt.runs.progress import Progress, Silent
 from fedquilt.types import Round
 
 

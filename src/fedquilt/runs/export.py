@@ -7,9 +7,9 @@ from pathlib import Path
 from fedquilt import tree
 from fedquilt.adapters.export import write
 from fedquilt.errors import StateError
-from fedquilt.run.build import Built, build
-from fedquilt.run.config import load_config
-from fedquilt.run.store import Store
+from fedquilt.runs.build import Built, build
+from fedquilt.runs.config import load_config
+from fedquilt.runs.store import Store
 from fedquilt.types import Hub, State
 
 
