@@ -8,7 +8,7 @@ Engines and clocks know only the :class:`Program`, so a method that does not fit
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -75,6 +75,7 @@ def compose(method: Method, spec: Spec) -> Program:
         CompositionError: an impossible mix, in one sentence.
     """
     check(method, spec)
+    method = _undiluted(method, spec)
     frozen = spec.names("head") if spec.head == "frozen" else ()
     private = spec.names("head") if spec.head == "private" else ()
 
@@ -96,6 +97,13 @@ def compose(method: Method, spec: Spec) -> Program:
         return server_step(method, spec, hub, updates, now)
 
     return Program(init, plan, ClientPlan(train, share, method.local, method.wire), step)
+
+
+def _undiluted(method: Method, spec: Spec) -> Method:
+    """Per-task heads are averaged over the clients that have the task; the zeros of all others would dilute them."""
+    if spec.head != "per-task" or not isinstance(method.reduce, reduce_.mean):
+        return method
+    return replace(method, reduce=replace(method.reduce, trained_only=spec.names("head")))
 
 
 def server_step(method: Method, spec: Spec, hub: Hub, updates: Updates, now: Round) -> tuple[Hub, Metrics]:

@@ -20,7 +20,7 @@ from fedquilt.methods.fedit import fedit
 from fedquilt.methods.fltac import fltac
 from fedquilt.methods.head_only import head_only
 from fedquilt.methods.local_only import local_only
-from fedquilt.types import Hub, Job, Round, Slot, Updates
+from fedquilt.types import Hub, Job, Leaf, Round, Slot, Spec, Updates
 from fedquilt.wire.chain import Plain
 
 NOW = Round(1, 0)
@@ -244,8 +244,20 @@ def test_features_that_the_adapter_does_not_have() -> None:
 def test_a_method_is_a_value_that_prints_as_it_is_written() -> None:
     one = fltac(tasks=5, lr=0.1, steps=3, weighting="uniform", constraint="none", head_features=True)
     assert one == fltac(tasks=5, lr=0.1, steps=3, weighting="uniform", constraint="none", head_features=True)
-    assert "assign=kmeans(k=5, features='factors', constraint='none', head=True, restarts=10)" in repr(one)
+    assert "assign=kmeans(k=5, features='b_factors', constraint='none', head=True, restarts=50)" in repr(one)
     assert fltac(tasks=5, lr=0.1, steps=3, participation=0.5).sample == sample.fraction(0.5)
+
+
+def test_a_per_task_head_is_averaged_over_the_clients_that_have_the_task() -> None:
+    """Client 1 lacks task 1, so head 1 moves by client 0's change in full; head 0 by the weighted mean of both."""
+    leaf = Leaf("c/head.weight", (2, 3), "head", 0, None, torch.float64)
+    spec = Spec("head", (leaf,), head="per-task")
+    program = compose(fedit(lr=0.1, steps=1), spec)
+    hub = program.init({leaf.name: torch.zeros(2, 3, dtype=torch.float64)})
+    both, one = torch.tensor([[1.0] * 3, [4.0] * 3]), torch.tensor([[5.0] * 3, [0.0] * 3])
+    deltas = {Slot(0, 0): {leaf.name: both.double()}, Slot(1, 0): {leaf.name: one.double()}}
+    after, _ = program.step(hub, make_updates(deltas, hub, {Slot(0, 0): 1.0, Slot(1, 0): 3.0}), Round(1, 0))
+    assert after.bank[leaf.name][0].tolist() == [[4.0] * 3, [4.0] * 3]
 
 
 def test_where_the_adapters_live() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -105,11 +106,20 @@ def _anchor(raw: dict[str, Any], folder: Path) -> None:
     tasks = raw.get("tasks")
     for task in tasks if isinstance(tasks, list) else []:
         if isinstance(task, dict) and str(task.get("source", "")).startswith("file:"):
-            task["source"] = f"file:{folder / task['source'].removeprefix('file:')}"
+            task["source"] = f"file:{folder / _expanded(task['source'].removeprefix('file:'))}"
     for table, key in (("partition", "file"), ("model", "name")):
         value = raw.get(table, {}).get(key) if isinstance(raw.get(table), dict) else None
         if isinstance(value, str) and (table == "partition" or (folder / value / "config.json").is_file()):
             raw[table][key] = str(folder / value)
+
+
+def _expanded(path: str) -> str:
+    """``$NAME`` and ``${NAME}`` replaced by environment variables."""
+    out = os.path.expandvars(path)
+    if "$" in out:
+        name = out.partition("$")[2].strip("{").partition("}")[0].partition("/")[0]
+        raise ConfigError(f"the environment variable '{name}' is not set", where=f"file:{path}", fix=f"export {name}=FOLDER")
+    return out
 
 
 def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,83 @@
+"""FL-TAC against its baselines on the five GLUE tasks of its paper: every configuration of configs/glue, several seeds.
+
+    FEDQUILT_DATA=FOLDER python benchmarks/fltac_glue.py [--seeds 0 1 2] [--only fltac fedit-r1] [--out runs/glue] [--set a.b=c]
+
+Finished runs are kept, interrupted ones resumed; at the end a Markdown table of mean and standard deviation over the seeds is
+printed, with the clustering accuracy after every evaluated round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from fedquilt.cli.progress import make_progress
+from fedquilt.runs.config import load_config
+from fedquilt.runs.launch import resume, run
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "glue"
+NAMES = ("fltac", "fltac-paper", "fedit-r1", "fedit-r5", "fedit-r16", "local", "centralised")
+
+
+def ensure(name: str, seed: int, folder: Path, overrides: list[str]) -> dict[str, Any]:
+    """The summary of a run; trained if it is not there."""
+    if not (folder / "summary.json").exists():
+        if (folder / "hub.json").exists():
+            resume(folder, progress=make_progress())
+        else:
+            run(load_config(CONFIGS / f"{name}.toml", [f"seed={seed}", *overrides]), directory=folder, progress=make_progress())
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    summary["rounds_clustering"] = [
+        (e["round"], e["clustering"]["accuracy"])
+        for e in map(json.loads, (folder / "evals.jsonl").read_text(encoding="utf-8").splitlines())
+        if e["clustering"]
+    ]
+    return summary
+
+
+def spread(values: list[float], digits: int = 3) -> str:
+    """mean ± standard deviation."""
+    middle = statistics.mean(values)
+    return f"{middle:.{digits}f} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else f"{middle:.{digits}f}"
+
+
+def table(results: dict[str, list[dict[str, Any]]]) -> str:
+    """A Markdown table: a row per configuration."""
+    tasks = sorted(next(iter(results.values()))[0]["tasks"])
+    head = ["run", "mean", *tasks, "clustering", "MB up", "MB down", "minutes"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for name, runs in results.items():
+        cells = [name, spread([r["mean"] for r in runs])]
+        cells += [spread([r["tasks"][task]["slot_mean"] for r in runs]) for task in tasks]
+        cells.append(spread([r["clustering"]["accuracy"] for r in runs]) if runs[0]["clustering"] else "")
+        cells += [spread([r["bytes"][way] / 1e6 for r in runs], 1) for way in ("up", "down")]
+        cells.append(spread([r["seconds"]["total"] / 60 for r in runs], 1))
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "clustering accuracy after evaluated rounds:"]
+    for name, runs in results.items():
+        for seed, found in enumerate(runs):
+            if found["rounds_clustering"]:
+                lines.append(f"  {name}, run {seed}: " + ", ".join(f"{n}: {x:.2f}" for n, x in found["rounds_clustering"]))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", default=list(NAMES), choices=NAMES)
+    parser.add_argument("--out", type=Path, default=Path("runs/glue"))
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="A.B=C")
+    arguments = parser.parse_args()
+    results: dict[str, list[dict[str, Any]]] = {}
+    for seed in arguments.seeds:
+        for name in arguments.only:
+            found = ensure(name, seed, arguments.out / f"{name}-{seed}", arguments.overrides)
+            results.setdefault(name, []).append(found)
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
