@@ -155,9 +155,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     folder = Path(arguments.data) if Path(arguments.data, "glue_sst2").is_dir() else None
-    print(
-        f"{arguments.model}, rank {arguments.rank}, {arguments.slots} adapters x {arguments.rows} rows, {arguments.threads} threads"
-    )
+    print(f"{arguments.model}, rank {arguments.rank}, {arguments.slots} x {arguments.rows} rows, {arguments.threads} threads")
     print(f"{arguments.laps} laps, rows: {'real GLUE' if folder else 'random ids of GLUE-like lengths'}")
     for dropout in (0.0, 0.1):
         measure(arguments, folder, dropout)
