@@ -6,6 +6,7 @@ one (``extends = "tasks.toml"``, seen from its own folder).
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -131,7 +132,8 @@ def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse(raw: dict[str, Any], root: Path) -> RunConfig:
-    """A validated configuration from plain tables."""
+    """A validated configuration from plain tables, which are left as they are."""
+    raw = copy.deepcopy(raw)
     _anchor(raw, root)
     config: RunConfig = registry.validate(RunConfig, raw, "")
     names = [task.name for task in config.tasks]

@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from typing import Any, NotRequired, Required
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
-from typing_extensions import get_type_hints
+from typing_extensions import get_type_hints, is_typeddict
 
 from fedquilt.errors import ConfigError, did_you_mean
 
@@ -47,22 +47,28 @@ def schema(builder: Builder, provided: tuple[str, ...] = ()) -> type[BaseModel]:
 
     Args:
         provided: arguments that the caller supplies, not the config. ``**kwargs: Unpack[SomeTypedDict]`` is spread out.
+
+    Raises:
+        ConfigError: ``*args``, or ``**kwargs`` of unknown names.
     """
     hints = get_type_hints(builder, include_extras=True)
     fields: dict[str, Any] = {}
     for name, parameter in inspect.signature(builder).parameters.items():
-        if name in provided or parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
+        if name in provided:
             continue
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD and any(map(is_typeddict, typing.get_args(hints.get(name)))):
             fields |= _spread(hints[name])
+        elif parameter.kind in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL):
+            raise ConfigError(
+                f"'{name}' of {getattr(builder, '__name__', 'the builder')} does not say which settings there are",
+                why="the signature is the configuration's schema",
+                fix="name the arguments, or annotate: **kwargs: Unpack[SomeTypedDict]",
+            )
         else:
             default = ... if parameter.default is inspect.Parameter.empty else parameter.default
             fields[name] = (hints.get(name, Any), default)
     config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
     return create_model(f"{getattr(builder, '__name__', 'Builder')}_options", __config__=config, **fields)
-
-
-UNSET = object()
 
 
 def _spread(unpacked: Any) -> dict[str, Any]:
@@ -106,7 +112,9 @@ def _sentence(error: ValidationError, model: type[BaseModel], where: str) -> Con
         allowed = _fields_at(model, [str(part) for part in first["loc"][:-1]])
         return ConfigError(f"unknown key '{key}'", where=path, why=more, fix=did_you_mean(key, allowed))
     if first["type"] == "missing":
-        return ConfigError(f"'{key}' is required", where=path, why=more, fix=f"add it under [{path.rpartition('.')[0]}]")
+        table = path.rpartition(".")[0]
+        place = f"under [{table}]" if table else "at the top of the file"
+        return ConfigError(f"'{key}' is required", where=path, why=more, fix=f"add it {place}")
     return ConfigError(f"{first['input']!r} is not allowed for '{key}'", where=path, why=more, fix=str(first["msg"]))
 
 

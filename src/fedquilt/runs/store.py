@@ -2,8 +2,8 @@
 
 Commit protocol of a round: write the state's files under new names and fsync them; append the records to the journals and fsync
 them; then replace the manifest ``hub.json`` atomically (temporary file, fsync, rename, fsync of the folder). Only the manifest
-makes a round count: it names the state's files with their SHA-256 and the length of every journal. On opening, journals are cut
-back to those lengths and files nobody names are removed. The previous generation is kept until the next commit.
+makes a round count: it names the state's files with their SHA-256 and the length of every journal, and carries its own. The next
+commit cuts journals back to those lengths and removes files nobody names. The previous generation is kept until then.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ class Store:
             "bytes": {"up": meter.total_up, "down": meter.total_down},
         }
         generations = [generation, *(g for g in self.generations[:1] if g["round"] != hub.step)]
-        write_atomic(self.folder / MANIFEST, json.dumps({"format": FORMAT, "generations": generations}, indent=1).encode())
+        manifest = {"format": FORMAT, "sha256": _seal(generations), "generations": generations}
+        write_atomic(self.folder / MANIFEST, json.dumps(manifest, indent=1).encode())
         self.generations, self.lengths, self.pending = generations, lengths, {}
         self._collect_garbage()
 
@@ -176,6 +177,11 @@ def _read_tensors(path: Path, digest: str) -> dict[str, Tensor]:
         raise StateError(f"{path.name} is no safetensors file", where=str(path), why=str(error)) from error
 
 
+def _seal(generations: Any) -> str:
+    """SHA-256 of the manifest's content: a flipped digit in the table would send a slot to another row."""
+    return hashlib.sha256(json.dumps(generations, sort_keys=True).encode()).hexdigest()
+
+
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The parsed ``hub.json``; None if there is none.
 
@@ -194,6 +200,10 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         raise StateError("hub.json is corrupt", where=str(path), why=str(error), fix="start the run anew") from error
     if not ok:
         raise StateError("hub.json has an unknown format", where=str(path), fix="use the version of fedquilt that wrote it")
+    if manifest.get("sha256", _seal(manifest["generations"])) != _seal(manifest["generations"]):
+        raise StateError(
+            "hub.json is corrupt", where=str(path), why="its content is not what its SHA-256 says", fix="start the run anew"
+        )
     return dict(manifest)
 
 
