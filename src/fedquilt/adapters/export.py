@@ -15,6 +15,7 @@ from fedquilt.adapters.whole import weight_key
 from fedquilt.data.files import replacing
 from fedquilt.errors import StateError
 from fedquilt.models.loading import Base
+from fedquilt.models.padded import peft_config
 from fedquilt.types import State
 
 
@@ -34,18 +35,8 @@ def write(base: Base, adapter: Adapter, state: State, folder: Path, title: str) 
 
 
 def _peft(base: Base, adapter: Adapter, state: State, folder: Path) -> None:
-    from peft import LoraConfig
-
-    config = LoraConfig(
-        r=adapter.spec.rank,
-        lora_alpha=int(adapter.alpha) if float(adapter.alpha).is_integer() else adapter.alpha,
-        lora_dropout=adapter.dropout,
-        target_modules=list(adapter.modules),
-        modules_to_save=list(base.head),
-        task_type="SEQ_CLS",
-        inference_mode=True,
-        base_model_name_or_path=base.source,
-    )
+    config = peft_config(base, adapter)
+    config.inference_mode, config.base_model_name_or_path = True, base.source
     tensors: dict[str, Tensor] = {}
     for key, tensor in state.items():
         name = head_key(key) if "/head." in key else f"{key.replace('/', '.')}.weight"

@@ -99,10 +99,11 @@ def additive_mask(present: Tensor, dtype: torch.dtype) -> Tensor:
     return empty.masked_fill(~present[:, None, None], torch.finfo(dtype).min).expand(n, 1, longest, longest)
 
 
-def _with_lora(model: nn.Module, base: Base, adapter: Adapter) -> nn.Module:
-    from peft import LoraConfig, get_peft_model
+def peft_config(base: Base, adapter: Adapter) -> Any:
+    """The adapter as peft describes it: of the reference model, and of exported folders."""
+    from peft import LoraConfig
 
-    config = LoraConfig(
+    return LoraConfig(
         r=adapter.spec.rank,
         lora_alpha=int(adapter.alpha) if float(adapter.alpha).is_integer() else adapter.alpha,
         lora_dropout=adapter.dropout,
@@ -110,6 +111,12 @@ def _with_lora(model: nn.Module, base: Base, adapter: Adapter) -> nn.Module:
         modules_to_save=list(base.head),
         task_type="SEQ_CLS",
     )
+
+
+def _with_lora(model: nn.Module, base: Base, adapter: Adapter) -> nn.Module:
+    from peft import get_peft_model
+
+    config = peft_config(base, adapter)
     with warnings.catch_warnings():  # peft asks transformers for something by its old name
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         wrapped: nn.Module = get_peft_model(model, config, autocast_adapter_dtype=False)
