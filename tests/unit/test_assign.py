@@ -199,6 +199,14 @@ def test_a_cluster_without_members_keeps_its_centre_and_its_name() -> None:
     assert len(set(forced.labels.tolist())) == 3
 
 
+def test_it_stops_after_enough_iterations() -> None:
+    points = cloud(40, 1, 0).sort(0).values  # from two far starts at one end the border needs several steps to travel
+    whole = lloyd.nearest(points, points[:2])
+    steps = [lloyd._until_stable(points, points[:2], lambda d: d.argmin(1), iterations).inertia for iterations in range(1, 12)]
+    assert steps == sorted(steps, reverse=True)
+    assert steps[0] > steps[-1] == whole.inertia
+
+
 # -- the part ------------------------------------------------------------------------------------------------------------
 
 

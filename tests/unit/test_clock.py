@@ -41,6 +41,45 @@ def test_a_round_without_a_usable_reply_changes_nothing(monkeypatch: pytest.Monk
     assert {r["code"] for r in outcome.rounds[1]["rejected"]} == {"nonfinite"}
     assert ABANDONED not in outcome.hub.memory
     assert outcome.hub.step == 4
+    one, two = (run_tiny(CONFIG.model_copy(update={"rounds": rounds})).hub for rounds in (1, 2))
+    assert tree.equal(one.bank, two.bank)
+    assert (one.table, two.step, float(two.memory[ABANDONED])) == (two.table, 2, 1.0)
+
+
+def test_one_bad_reply_is_counted_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The aggregate is that of a federation in which the bad client does not exist, and its bytes count all the same."""
+    poll = InProcess.poll
+
+    def bad(self: InProcess, tickets: Sequence[int], deadline: float | None = None) -> list[Reply]:
+        return [replace(r, weight=-9.0) if r.slot.client == 2 else r for r in poll(self, tickets, deadline)]
+
+    def absent(self: InProcess, tickets: Sequence[int], deadline: float | None = None) -> list[Reply]:
+        return [r for r in poll(self, tickets, deadline) if r.slot.client != 2]
+
+    outcomes = []
+    for behaviour in (bad, absent):
+        with monkeypatch.context() as patch:
+            patch.setattr(InProcess, "poll", behaviour)
+            outcomes.append(run_tiny(CONFIG))
+    rejected, missing = outcomes
+    assert tree.equal(rejected.hub.bank, missing.hub.bank)
+    for entry, other in zip(rejected.rounds, missing.rounds, strict=True):
+        assert [(r["slot"], r["code"]) for r in entry["rejected"]] == [([2, 0], "weight")]
+        assert (entry["jobs"], entry["accepted"], entry["loss"]) == (4, 3, other["loss"])
+        assert entry["bytes_up"] * 3 == other["bytes_up"] * 4
+
+
+def test_nobody_answers() -> None:
+    """Patience ends with an error, and until then the state is that of the last round."""
+    built = assemble(CONFIG, tiny_base(CONFIG), tiny_tasks(), tiny_partition())
+    built.engine.poll = lambda tickets, deadline=None: []  # type: ignore[method-assign]
+    journal = Nowhere()
+    drive = Drive(built.program, built.engine, built.adapter.spec, journal, Meter(built.adapter.spec), 0, 9,
+                  lambda n, u, h: {}, lambda h, n: None, lambda n, s, e: None)  # fmt: skip
+    with pytest.raises(QuorumError, match=f"round {PATIENCE}"):
+        drive.run(built.program.init(built.adapter.init))
+    assert [entry["accepted"] for entry in journal.records["rounds.jsonl"]] == [0] * (PATIENCE - 1)
+    assert all(entry["step"] == {"abandoned": 1.0} for entry in journal.records["rounds.jsonl"])
 
 
 def test_after_too_many_in_a_row_the_run_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:

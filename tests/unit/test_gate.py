@@ -41,6 +41,9 @@ BAD: list[tuple[str, str, dict[str, Any]]] = [
     ("a leaf that would broadcast", "schema", {"delta": with_leaf(GOOD[:1])}),
     ("half the precision", "schema", {"delta": with_leaf(GOOD.half())}),
     ("complex numbers", "schema", {"delta": with_leaf(GOOD.to(torch.complex128))}),
+    ("a list for a tensor", "schema", {"delta": with_leaf([[0.0] * 5] * 2)}),  # type: ignore[arg-type]
+    ("a sparse tensor", "schema", {"delta": with_leaf(GOOD.to_sparse())}),
+    ("text among the scalars", "nonfinite", {"extra": {"loss": "low"}}),
     ("a leaf too few", "schema", {"delta": {k: x for k, x in state(0).items() if k != KEY}}),
     ("a leaf too many", "schema", {"delta": {**state(0), "../../etc/passwd": GOOD}}),
     ("no examples", "weight", {"weight": 0.0}),

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call, vmap
 
 from fedquilt import tree
 from fedquilt.adapters.base import Adapter
@@ -90,8 +91,12 @@ def test_other_encoders_run_padded_one_adapter_at_a_time(kind: str) -> None:
     assert isinstance(network(base, adapter, packed=True), Padded)
     assert not batches_adapters(base, adapter)
     stack, batch = stack_of(adapter, 2), batch_of(6, 2)
-    out = outcome(network(base, adapter, packed=True), stack, batch)
+    net = network(base, adapter, packed=True)
+    out = outcome(net, stack, batch)
     assert all(float(out[name].abs().max()) > 0 for name in adapter.spec.names("lora_A", "lora_B"))
+    for row in range(len(batch)):  # padding changes nothing: every row alone, unpadded
+        alone = net.logits(stack, batch.pick(torch.tensor([row])))
+        assert torch.allclose(alone[0], out["logits"][row], atol=1e-12)
 
 
 def test_packing_rows_of_others_changes_nothing() -> None:
@@ -160,6 +165,38 @@ def test_the_four_dimensional_mask_is_what_transformers_makes_of_the_flat_one() 
     assert torch.allclose(flat, ours, atol=1e-12)
 
 
+def test_peft_merges_to_the_same_model() -> None:
+    base = base_of("bert")
+    adapter = lora(base, seed=0, rank=4, alpha=6.0)
+    stack, batch = stack_of(adapter, 1), batch_of(5, 1)
+    reference = Padded(base, adapter)
+    model: Any = reference.model
+    model.load_state_dict({reference.names[key]: x[0] for key, x in stack.items()}, strict=False)
+    plain = model.merge_and_unload()
+    assert not [name for name in plain.state_dict() if "lora" in name]
+    ids, types, present = pad(batch, 0)
+    merged = plain(input_ids=ids, token_type_ids=types, attention_mask=additive_mask(present, torch.float64)).logits
+    assert torch.allclose(Packed(base, adapter).logits(stack, batch), merged, atol=1e-12)
+
+
+def test_many_adapters_under_vmap_equal_one_after_the_other() -> None:
+    """Trap 15: with the mask built here no control flow depends on data, so adapters can be a batch axis."""
+    base = base_of("bert")
+    adapter = lora(base, seed=0, rank=2)
+    stack, net = stack_of(adapter, 3), Padded(base, adapter)
+    batch = batch_of(4, 1)
+    ids, types, present = pad(batch, 0)
+    inputs = {"input_ids": ids, "token_type_ids": types, "attention_mask": additive_mask(present, torch.float64)}
+
+    def run(state: dict[str, torch.Tensor]) -> torch.Tensor:
+        logits: torch.Tensor = functional_call(net.model, {net.names[key]: x for key, x in state.items()}, (), inputs).logits
+        return logits
+
+    together = vmap(run)(stack)
+    for g in range(3):
+        assert torch.allclose(together[g], net.logits(tree.rows(stack, [g]), batch), atol=1e-12)
+
+
 class Named(nn.Module):
     """A module tree made of names alone."""
 
@@ -208,7 +245,7 @@ def test_a_role_that_is_not_there_is_named() -> None:
 
 @pytest.mark.parametrize("name", ["tiny:brt", "./nowhere", "no/such-model-anywhere"])
 def test_models_that_are_not_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the variable is read at import; else 45 s of retries
     with pytest.raises(ModelError):
         load(ModelConfig(name=name), classes=2, seed=0)
 

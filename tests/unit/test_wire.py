@@ -110,8 +110,10 @@ def test_a_chain_sends_in_order_and_receives_in_reverse() -> None:
 
 def test_an_empty_chain_changes_nothing_and_parts_default_to_nothing() -> None:
     x, counts = {"a": torch.ones(1, 2)}, torch.tensor([1])
-    for part in (wire.chain(), Plain()):
+    updates = Updates({}, {}, torch.ones(1, dtype=torch.float64), (Slot(0, 0),), torch.zeros(1), torch.zeros(1))
+    for part in (wire.chain(), wire.chain((Plain(),)), Plain()):
         assert part.send(x, JOB) is x
+        assert part.receive(updates) is updates
         assert part.finish(x, counts > 0, counts) is x
     assert wire.clip(1.0).finish(x, counts > 0, counts) is x
     assert wire.central_noise(1.0, 1.0).send(x, JOB) is x
