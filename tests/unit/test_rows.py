@@ -87,6 +87,14 @@ def test_newcomers_start_from_row_zero_and_join_the_row_of_their_task() -> None:
     assert all(hubs[4].row_of(slot) == row for slot, row in hubs[0].table.items())
 
 
+@pytest.mark.parametrize("constraint", ["cannot-link", "none"])
+def test_a_newcomer_finds_the_row_of_its_task_when_everybody_else_of_it_is_away(constraint: str) -> None:
+    truth = federation([0, 1], [2], [0], [2])
+    hubs = play(method(constraint=constraint), World(truth), new_hub(4), range(1, 3), only={1: [0, 1, 2], 2: [0, 3]})
+    assert hubs[1].row_of(Slot(3, 0)) == hubs[0].row_of(Slot(1, 0))
+    assert same_partition(hubs[1].table, truth)
+
+
 def test_a_weak_slot_merged_wrongly_recovers_with_cannot_link_and_not_without() -> None:
     """The dangerous first round: slot (5, 0) of task 0 sits in the row of task 1, and makes 0.3 of its way a round.
 
