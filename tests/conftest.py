@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from stored import commit
 from tiny import tiny_config
 
 from fedquilt.runs.config import RunConfig
+from fedquilt.runs.store import Store
 
 # The machine's speed must not decide about a pass, nor chance about which examples are tried.
 settings.register_profile("fedquilt", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -32,3 +34,12 @@ def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def tiny(tmp_path: Path) -> Callable[..., RunConfig]:
     """``tiny(method, **overrides)``: see :func:`tiny.tiny_config`."""
     return partial(tiny_config, tmp_path)
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    """A directory with rounds 1 and 2 committed."""
+    store = Store(tmp_path)
+    commit(store, 1)
+    commit(store, 2)
+    return tmp_path

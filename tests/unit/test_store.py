@@ -10,45 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from filelock import FileLock
+from stored import MEMORY, commit, hub, meter
 
 from fedquilt import tree
 from fedquilt.errors import StateError
-from fedquilt.meter import Meter
 from fedquilt.runs import store as module
 from fedquilt.runs.store import MANIFEST, Store, locked, read_manifest, write_atomic
-from fedquilt.types import Hub, Leaf, Slot, Spec
-
-SPEC = Spec("x", (Leaf("a/w", (2,), "w", 0),))
-MEMORY = {"0.0/private/a/w": torch.tensor([9.0, 9.0])}
-
-
-def hub(step: int) -> Hub:
-    bank = {"a/w": torch.full((2, 2), float(step))}
-    patch = {"a/patch_A": torch.ones(2, 1, 2), "a/patch_B": torch.ones(2, 2, 1)}
-    return Hub(bank, {Slot(0, 0): 1, Slot(4, 2): 0}, patch, {"momentum/a/w": torch.zeros(2, 2)}, step)
-
-
-def meter(step: int) -> Meter:
-    return Meter(SPEC, total_up=10 * step, total_down=20 * step)
-
-
-def commit(store: Store, step: int) -> None:
-    store.commit(hub(step), MEMORY, {"rounds.jsonl": [{"round": step}]}, meter(step))
+from fedquilt.types import Hub
 
 
 def rounds(folder: Path) -> list[int]:
     return [json.loads(line)["round"] for line in (folder / "rounds.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture
-def two(tmp_path: Path) -> Path:
-    """A directory with rounds 1 and 2 committed."""
-    store = Store(tmp_path)
-    commit(store, 1)
-    commit(store, 2)
-    return tmp_path
 
 
 def newest(folder: Path) -> Path:

@@ -9,28 +9,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
-import torch
+from stored import commit
 
 from fedquilt import tree
 from fedquilt.errors import StateError
-from fedquilt.meter import Meter
 from fedquilt.runs.store import MANIFEST, Store, read_manifest, write_atomic, writing
-from fedquilt.types import Hub, Slot, Spec
-
-
-def commit(store: Store, step: int) -> None:
-    hub = Hub({"a/w": torch.full((3, 2), float(step))}, {Slot(0, 0): 1, Slot(1, 0): 2}, step=step)
-    meter = Meter(Spec("x", ()), total_up=10 * step, total_down=20 * step)
-    store.commit(hub, {}, {"rounds.jsonl": [{"round": step}], "evals.jsonl": [{"round": step, "mean": 0.5}]}, meter)
-
-
-@pytest.fixture
-def two(tmp_path: Path) -> Path:
-    """A directory with rounds 1 and 2 committed."""
-    store = Store(tmp_path)
-    commit(store, 1)
-    commit(store, 2)
-    return tmp_path
 
 
 def test_one_wrong_bit_in_the_manifest_is_never_believed(two: Path) -> None:
