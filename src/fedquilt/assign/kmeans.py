@@ -92,7 +92,8 @@ class kmeans:
             start = from_labels(points, known, self.k)
             unseen = start.isnan().any(1)
             if bank_points is not None:  # rows in use whose slots are all away keep their place
-                used = torch.tensor([row + 1 in set(hub.table.values()) for row in range(self.k)])
+                in_use = set(hub.table.values())
+                used = torch.tensor([row + 1 in in_use for row in range(self.k)])
                 start = torch.where((unseen & used)[:, None], bank_points, start)
             candidates.append(self._run(points, start, clients, known=True))
         # Who is absent would be forgotten by a fresh start: a cohort may lack whole tasks.

@@ -145,33 +145,29 @@ class Packed(nn.Module):
             h = backbone.embeddings(**ids, position_ids=place[None] + self.first_position)[0]
         layers = backbone.encoder.layer
         for layer in layers[:-1]:
-            h = self._layer(layer, h, h, groups)
+            h = self._layer(layer, h, groups)
         first = torch.cumsum(batch.lengths, 0) - batch.lengths
-        member, self.current.member = self.current.member, _at(self.current.member, first)
-        whole = (member, tokens)
-        h = self._last(layers[-1], h, first, groups, whole)
+        h = self._last(layers[-1], h, first, groups)
         if self.roberta:
             return h
         pooled: Tensor = backbone.pooler(h[:, None])
         dropped: Tensor = self.model.dropout(pooled)
         return dropped
 
-    def _layer(self, layer: Any, h: Tensor, residual: Tensor, groups: list[tuple[int, int]]) -> Tensor:
+    def _layer(self, layer: Any, h: Tensor, groups: list[tuple[int, int]]) -> Tensor:
         attention = layer.attention.self
         context = self._attend(attention, attention.query(h), attention.key(h), attention.value(h), groups, first_only=False)
-        h = layer.attention.output(context, residual)
+        h = layer.attention.output(context, h)
         out: Tensor = layer.output(layer.intermediate(h), h)
         return out
 
-    def _last(self, layer: Any, h: Tensor, first: Tensor, groups: list[tuple[int, int]], whole: tuple[Any, Any]) -> Tensor:
+    def _last(self, layer: Any, h: Tensor, first: Tensor, groups: list[tuple[int, int]]) -> Tensor:
         """The last layer for first tokens only: keys and values of all tokens, everything else ``[n, d]``."""
         attention = layer.attention.self
-        at_first, (member, tokens) = self.current.member, whole
-        self.current.member = member
         key, value = attention.key(h), attention.value(h)
-        self.current.member = at_first
+        self.current.member = _at(self.current.member, first)
         h = h.index_select(0, first)
-        with self.masks.active(self.masks.rows, _at(tokens, first)):
+        with self.masks.active(self.masks.rows, _at(self.masks.tokens, first)):
             query = attention.query(h)
             context = self._attend(attention, query, key, value, groups, first_only=True)
             h = layer.attention.output(context, h)

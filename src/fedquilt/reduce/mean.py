@@ -62,7 +62,7 @@ class mean:
                 changed = delta.flatten(2).ne(0).any(2) if delta.dim() > 2 else delta.ne(0)
                 share = share * changed.view(*changed.shape, *[1] * (delta.dim() - changed.dim()))
             total = _sums(share * delta.double(), group, rows)
-            mass = _sums(share.expand(*share.shape), group, rows)
+            mass = _sums(share, group, rows)
             out[key] = torch.where(mass > 0, total / mass.clamp(min=torch.finfo(torch.float64).tiny), 0.0).to(delta.dtype)
         return out, touched
 
