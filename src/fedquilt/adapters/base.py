@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from fedquilt.models.loading import Base
 from fedquilt.types import Leaf, Spec, State
 
 HeadPolicy = Literal["federated", "per-task", "private", "frozen"]
-HEAD_POLICIES = ("federated", "per-task", "private", "frozen")
+HEAD_POLICIES: tuple[str, ...] = get_args(HeadPolicy)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from typing_extensions import get_type_hints, is_typeddict
 
 from fedquilt.errors import ConfigError, did_you_mean
 
-GROUPS = ("fedquilt.methods", "fedquilt.adapters", "fedquilt.engines")
 Builder = Callable[..., Any]
 
 
