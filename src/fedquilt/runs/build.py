@@ -20,6 +20,7 @@ from fedquilt.engine.base import InProcess, Tick
 from fedquilt.errors import ConfigError
 from fedquilt.evaluate import Evaluator
 from fedquilt.method import Method, Program, compose
+from fedquilt.models.half import multiplies_half
 from fedquilt.models.loading import Base
 from fedquilt.models.loading import load as load_base
 from fedquilt.models.network import Network, batches_adapters, network
@@ -120,6 +121,8 @@ def build(
     tasks = {
         name: encode(raw, base.tokenizer, max_length=config.model.max_length, cache=default_cache()) for name, raw in raws.items()
     }
+    if config.model.precision == "bfloat16" and not multiplies_half():
+        say.line("note: this processor has no bfloat16 products; model.precision = \"float32\" is faster here")
     for note in (*parts.notes, *(f"{task.name}: {note}" for task in tasks.values() for note in task.notes)):
         say.line(f"note: {note}")
     return assemble(config, base, tasks, parts, tick=tick)
