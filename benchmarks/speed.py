@@ -29,7 +29,7 @@ from fedquilt.adapters.base import Adapter
 from fedquilt.adapters.lora import lora
 from fedquilt.local import adamw
 from fedquilt.models.loading import Base, ModelConfig, load
-from fedquilt.models.packed import Packed
+from fedquilt.models.packed_bert import PackedBert
 from fedquilt.types import Batch
 
 GLUE = {"sst2": ("sentence",), "mrpc": ("sentence1", "sentence2"), "qqp": ("question1", "question2"),
@@ -72,7 +72,7 @@ def rows_of(base: Base, folder: Path | None, slots: int, rows: int, lap: int) ->
 
 def ours(base: Base, adapter: Adapter, slots: int) -> Callable[[list[Batch]], None]:
     """One vectorised step of all slots."""
-    model, local = Packed(base, adapter), adamw(LR, steps=1)
+    model, local = PackedBert(base, adapter), adamw(LR, steps=1)
     state = {"x": tree.stack([adapter.init] * slots)}
     state["moments"] = local.init(state["x"])
 

@@ -57,5 +57,7 @@ def test_losses_and_gradients_are_close_to_float32_and_the_same_on_both_ways(kin
     for key in exact:
         scale = float(exact[key].abs().max())
         torch.testing.assert_close(padded[key], exact[key], rtol=0, atol=0.06 * scale + 1e-3, msg=lambda m, key=key: f"{key}: {m}")
-        torch.testing.assert_close(packed_[key], padded[key], rtol=0, atol=0.03 * scale + 1e-3, msg=lambda m, key=key: f"{key}: {m}")
+        torch.testing.assert_close(
+            packed_[key], padded[key], rtol=0, atol=0.03 * scale + 1e-3, msg=lambda m, key=key: f"{key}: {m}"
+        )
         assert exact[key].dtype == padded[key].dtype == packed_[key].dtype == torch.float32

@@ -17,7 +17,7 @@ from fedquilt.errors import ConfigError, ModelError
 from fedquilt.models.loading import Base, ModelConfig, load
 from fedquilt.models.loss import row_losses, slot_means
 from fedquilt.models.network import batches_adapters, network
-from fedquilt.models.packed import Packed
+from fedquilt.models.packed_bert import PackedBert
 from fedquilt.models.padded import Padded, additive_mask, pad
 from fedquilt.models.roles import resolve
 from fedquilt.types import Batch
@@ -103,17 +103,17 @@ def test_packing_rows_of_others_changes_nothing() -> None:
     base = base_of("bert", 0.2)
     adapter = lora(base, seed=0, rank=2, dropout=0.2)
     stack, batch = stack_of(adapter, 3), batch_of(12, 3)
-    together = Packed(base, adapter).losses(stack, batch)
+    together = PackedBert(base, adapter).losses(stack, batch)
     for g in range(3):
         own = batch.pick(torch.nonzero(batch.owner == g).squeeze(1))
         alone = Batch(**{**vars(own), "owner": torch.zeros_like(own.owner)})
-        one = Packed(base, adapter).losses(tree.rows(stack, [g]), alone)
+        one = PackedBert(base, adapter).losses(tree.rows(stack, [g]), alone)
         assert torch.allclose(one[0], together[g], atol=1e-13)
 
 
 def test_the_base_is_shared_not_copied_and_stays_frozen() -> None:
     base = base_of("bert")
-    packed = Packed(base, lora(base, seed=0))
+    packed = PackedBert(base, lora(base, seed=0))
     theirs = {p.data_ptr() for p in packed.model.parameters()}
     assert {p.data_ptr() for p in base.model.parameters()} == theirs
     assert not any(p.requires_grad for p in base.model.parameters())
@@ -122,7 +122,7 @@ def test_the_base_is_shared_not_copied_and_stays_frozen() -> None:
 def test_gradient_of_a_is_exactly_zero_at_the_start() -> None:
     base = base_of("bert")
     adapter = lora(base, seed=0, rank=2)
-    out = outcome(Packed(base, adapter), tree.stack([adapter.init]), batch_of(6, 1))
+    out = outcome(PackedBert(base, adapter), tree.stack([adapter.init]), batch_of(6, 1))
     assert all(float(out[name].abs().max()) == 0 for name in adapter.spec.names("lora_A"))
     assert all(float(out[name].abs().max()) > 0 for name in adapter.spec.names("lora_B"))
 
@@ -152,8 +152,8 @@ def test_alpha_over_r_is_applied_once_as_peft_merges_it() -> None:
         product = stack[f"{name}/lora_B"][0] @ stack[f"{name}/lora_A"][0]
         merged.model.get_submodule(name).weight.add_(1.5 * product)
     only_head = head(merged, seed=0)
-    plain = Packed(merged, only_head).logits({key: stack[key] for key in only_head.init}, batch)
-    assert torch.allclose(Packed(base, adapter).logits(stack, batch), plain, atol=1e-12)
+    plain = PackedBert(merged, only_head).logits({key: stack[key] for key in only_head.init}, batch)
+    assert torch.allclose(PackedBert(base, adapter).logits(stack, batch), plain, atol=1e-12)
 
 
 def test_the_four_dimensional_mask_is_what_transformers_makes_of_the_flat_one() -> None:
@@ -176,7 +176,7 @@ def test_peft_merges_to_the_same_model() -> None:
     assert not [name for name in plain.state_dict() if "lora" in name]
     ids, types, present = pad(batch, 0)
     merged = plain(input_ids=ids, token_type_ids=types, attention_mask=additive_mask(present, torch.float64)).logits
-    assert torch.allclose(Packed(base, adapter).logits(stack, batch), merged, atol=1e-12)
+    assert torch.allclose(PackedBert(base, adapter).logits(stack, batch), merged, atol=1e-12)
 
 
 def test_many_adapters_under_vmap_equal_one_after_the_other() -> None:

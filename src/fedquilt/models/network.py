@@ -11,6 +11,7 @@ from fedquilt.types import Batch, Stack
 
 if TYPE_CHECKING:
     from fedquilt.adapters.base import Adapter
+    from fedquilt.models.packed import Packed
 
 
 class Network(Protocol):
@@ -27,16 +28,21 @@ class Network(Protocol):
 
 def network(base: Base, adapter: Adapter, *, packed: bool) -> Network:
     """The packed form if asked for and the architecture has one, else the padded reference."""
-    from fedquilt.models.packed import Packed, supports
     from fedquilt.models.padded import Padded
 
-    if packed and supports(base):
-        return Packed(base, adapter)
-    return Padded(base, adapter)
+    form = packed_form(base) if packed else None
+    return (form or Padded)(base, adapter)
+
+
+def packed_form(base: Base) -> type[Packed] | None:
+    """How the architecture runs packed; None if it has no packed form."""
+    from fedquilt.models import packed_bert
+
+    if base.model_type in packed_bert.ARCHITECTURES and base.head == ("classifier",):
+        return packed_bert.PackedBert
+    return None
 
 
 def batches_adapters(base: Base, adapter: Adapter) -> bool:
     """Whether many adapters share one pass of the packed form (full fine-tuning and DeBERTa run one at a time)."""
-    from fedquilt.models.packed import supports
-
-    return supports(base) and adapter.spec.family != "full"
+    return packed_form(base) is not None and adapter.spec.family != "full"

@@ -1,18 +1,19 @@
 """The fast way to run a model: rows of many adapters packed without padding into one pass over the shared frozen base.
 
+An architecture adds how its layers are walked (:mod:`fedquilt.models.packed_bert`); everything else is here.
+
 All tokens of a batch stand one after the other as ``[T, d]``, rows sorted by length, so every linear map and layer norm sees
 real tokens only and attention runs on groups of equal length without a mask. Each adapted map computes the frozen product once
 for all tokens and adds every adapter's low-rank term with two matrix products over the concatenated factors, masked so that a
 token only meets its own adapter:
 
     u = (x [A_1; ...; A_G]^T) * member,   y += u [B_1 ... B_G]^T            u: [T, G r], member: [T, G r] in {0, scale}
-
-The last layer computes only what the head reads: the first token's query, attention output and feed-forward (exact).
 """
 
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,17 +26,10 @@ from fedquilt import tree
 from fedquilt.models.dropout import Masks, SeededDropout, attention_keys, positions, seed_dropout
 from fedquilt.models.loading import Base
 from fedquilt.models.loss import row_losses, slot_means
-from fedquilt.types import Batch, Stack
+from fedquilt.types import Batch, Stack, State
 
 if TYPE_CHECKING:
     from fedquilt.adapters.base import Adapter
-
-ARCHITECTURES = ("bert", "roberta", "xlm-roberta", "camembert")
-
-
-def supports(base: Base) -> bool:
-    """Whether this architecture has a packed form."""
-    return base.model_type in ARCHITECTURES and base.head == ("classifier",)
 
 
 @dataclass
@@ -62,20 +56,17 @@ class BankLinear(nn.Module):
         return torch.addmm(y, u * (self.current.scale if member is None else member), b.t())
 
 
-class Packed(nn.Module):
-    """Losses and logits of G stacked adapters in one pass; BERT and RoBERTa types."""
+class Packed(nn.Module, ABC):
+    """Losses and logits of G stacked adapters in one pass."""
 
     def __init__(self, base: Base, adapter: Adapter) -> None:
         super().__init__()
         self.masks, self.current = Masks(), Pass(scale=adapter.spec.scale)
         self.adapter = adapter
-        self.roberta = base.model_type != "bert"
         model: Any = _shallow(base.model)
         self.model = model
         config = model.config
-        self.width, self.types = int(config.num_labels), int(config.type_vocab_size)
         self.attention_heads = int(config.num_attention_heads)
-        self.first_position = int(config.pad_token_id) + 1 if self.roberta else 0
         for name in adapter.modules:
             parent, _, child = name.rpartition(".")
             dropout = SeededDropout(adapter.dropout, f"{name}.lora_dropout", self.masks, "token")
@@ -135,44 +126,14 @@ class Packed(nn.Module):
         dtype = next(iter(stack.values())).dtype
         self.current.member = None if g == 1 else (owner[:, None] == columns).to(dtype) * self.current.scale
 
+    @abstractmethod
     def _encode(self, batch: Batch, place: Tensor, groups: list[tuple[int, int]]) -> Tensor:
-        """Features of every row's first token ``[n, d]``, after the pooler where the architecture has one outside its head."""
-        backbone = self.model.roberta if self.roberta else self.model.bert
-        ids = {"input_ids": batch.tokens[None].long(), "token_type_ids": batch.types[None].long().clamp(max=self.types - 1)}
-        # Dropout inside the embeddings sees [1, T, d]: its keys carry that leading axis only there.
-        tokens = self.masks.tokens
-        with self.masks.active(self.masks.rows, None if tokens is None else tokens[None]):
-            h = backbone.embeddings(**ids, position_ids=place[None] + self.first_position)[0]
-        layers = backbone.encoder.layer
-        for layer in layers[:-1]:
-            h = self._layer(layer, h, groups)
-        first = torch.cumsum(batch.lengths, 0) - batch.lengths
-        h = self._last(layers[-1], h, first, groups)
-        if self.roberta:
-            return h
-        pooled: Tensor = backbone.pooler(h[:, None])
-        dropped: Tensor = self.model.dropout(pooled)
-        return dropped
+        """What the head reads of every row ``[n, d]``, for a batch sorted by length.
 
-    def _layer(self, layer: Any, h: Tensor, groups: list[tuple[int, int]]) -> Tensor:
-        attention = layer.attention.self
-        context = self._attend(attention, attention.query(h), attention.key(h), attention.value(h), groups, first_only=False)
-        h = layer.attention.output(context, h)
-        out: Tensor = layer.output(layer.intermediate(h), h)
-        return out
-
-    def _last(self, layer: Any, h: Tensor, first: Tensor, groups: list[tuple[int, int]]) -> Tensor:
-        """The last layer for first tokens only: keys and values of all tokens, everything else ``[n, d]``."""
-        attention = layer.attention.self
-        key, value = attention.key(h), attention.value(h)
-        self.current.member = _at(self.current.member, first)
-        h = h.index_select(0, first)
-        with self.masks.active(self.masks.rows, _at(self.masks.tokens, first)):
-            query = attention.query(h)
-            context = self._attend(attention, query, key, value, groups, first_only=True)
-            h = layer.attention.output(context, h)
-            out: Tensor = layer.output(layer.intermediate(h), h)
-        return out
+        Args:
+            place: ``[T]`` each token's position in its row.
+            groups: (rows, length) of each run of rows of equal length.
+        """
 
     def _attend(
         self, attention: Any, q: Tensor, k: Tensor, v: Tensor, groups: list[tuple[int, int]], *, first_only: bool
@@ -213,13 +174,18 @@ class Packed(nn.Module):
             if self.adapter.heads > 1:
                 state = {key: tensor[head] for key, tensor in state.items()}
             x = features[index]
-            with self.masks.active(_at(self.masks.rows, index), None):
-                out.append(functional_call(self.model.classifier, state, (x[:, None] if self.roberta else x,)))
+            with self.masks.active(at(self.masks.rows, index), None):
+                out.append(self._head(state, x))
             where.append(index)
         return torch.cat(out)[torch.argsort(torch.cat(where))]
 
+    def _head(self, state: State, features: Tensor) -> Tensor:
+        """Logits ``[n, C]`` of one head for features ``[n, d]``."""
+        logits: Tensor = functional_call(self.model.classifier, dict(state), (features,))
+        return logits
 
-def _at(tensor: Tensor | None, index: Tensor) -> Tensor | None:
+
+def at(tensor: Tensor | None, index: Tensor) -> Tensor | None:
     return None if tensor is None else tensor.index_select(0, index)
 
 

@@ -122,7 +122,7 @@ def build(
         name: encode(raw, base.tokenizer, max_length=config.model.max_length, cache=default_cache()) for name, raw in raws.items()
     }
     if config.model.precision == "bfloat16" and not multiplies_half():
-        say.line("note: this processor has no bfloat16 products; model.precision = \"float32\" is faster here")
+        say.line('note: this processor has no bfloat16 products; model.precision = "float32" is faster here')
     for note in (*parts.notes, *(f"{task.name}: {note}" for task in tasks.values() for note in task.notes)):
         say.line(f"note: {note}")
     return assemble(config, base, tasks, parts, tick=tick)
