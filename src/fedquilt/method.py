@@ -116,7 +116,7 @@ def server_step(method: Method, spec: Spec, hub: Hub, updates: Updates, now: Rou
     counts = torch.bincount(group, minlength=method.assign.rows)
     delta = method.wire.finish(delta, touched, counts)
     bank, memory = method.apply(hub.bank, delta, touched, hub.memory)
-    table = dict(hub.table) | dict(zip(updates.origin, group.tolist(), strict=True))
+    table = {**hub.table, **assignment.table} | dict(zip(updates.origin, group.tolist(), strict=True))
     after = Hub(bank, dict(sorted(table.items())), hub.patch, {**memory, **assignment.memory}, hub.step + 1)
     return after, assignment.metrics
 

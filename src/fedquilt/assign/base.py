@@ -9,16 +9,17 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from fedquilt.types import Hub, Metrics, Round, Spec, Updates
+from fedquilt.types import Hub, Metrics, Round, Slot, Spec, Updates
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """Row of each contribution ``[n]`` int64, and numbers worth logging."""
+    """Row of each contribution ``[n]`` int64, numbers worth logging, what the part keeps, and new rows of slots that are away."""
 
     group: Tensor
     metrics: Metrics = field(default_factory=dict)
     memory: Mapping[str, Tensor] = field(default_factory=dict)
+    table: Mapping[Slot, int] = field(default_factory=dict)
 
 
 class Assign(Protocol):

@@ -7,6 +7,7 @@ distances are kept, in n dimensions instead of 10^4..10^7.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from fedquilt import tree
 from fedquilt.types import Spec, Stack, Updates
 
-Features = Literal["b_factors", "factors", "products", "updates"]
+Features = Literal["b_factors", "factors", "products", "updates", "history"]
 
 
 def values(updates: Updates) -> dict[str, Tensor]:
@@ -29,18 +30,24 @@ def gram(whole: Stack, spec: Spec, features: Features, head: bool) -> Tensor:
     ``factors`` and ``updates``: all tensors one after the other (FL-TAC, Ping et al. 2024, section 3.2: raw adapter parameters);
     for ``updates`` the items are the changes of this round. ``b_factors``: only the factors that start at zero (lora_B); at
     B = 0 the gradient of A vanishes, but AdamW still moves A by steps of full size, so early on A is mostly noise.
+    ``history``: as ``b_factors``, for items that are mean updates of slots (:mod:`fedquilt.assign.history`).
     ``products``: sum over maps of <s B_i A_i, s B_j A_j> = s^2 tr((B_i^T B_j)(A_j A_i^T)): the update itself, invariant to the
     factors' gauge (B G, G^-1 A); never forms an ``[out, in]`` matrix.
     """
-    names = [key for key in whole if head or "/head." not in key]
-    if features == "b_factors" and spec.pairs():
-        names = [key for key in names if not key.endswith("/lora_A")]
     if features != "products":
-        return centred(_linear(tree.select(whole, names)))
+        return centred(_linear(tree.select(whole, compared(whole, spec, features, head))))
     total = _products(whole, spec)
     if head:
         total = total + _linear(tree.select(whole, [key for key in whole if "/head." in key]))
     return centred(total)
+
+
+def compared(names: Iterable[str], spec: Spec, features: Features, head: bool) -> list[str]:
+    """Which of the uploaded leaves count."""
+    chosen = [key for key in names if head or "/head." not in key]
+    if features in ("b_factors", "history") and spec.pairs():
+        chosen = [key for key in chosen if not key.endswith("/lora_A")]
+    return chosen
 
 
 def _linear(stack: Stack) -> Tensor:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from fedquilt import tree
 from fedquilt.assign.base import Assignment
-from fedquilt.assign.features import Features, coordinates, gram, values
+from fedquilt.assign.features import Features, compared, coordinates, gram, values
+from fedquilt.assign.history import extend, recall
 from fedquilt.assign.lloyd import Clustering, constrained, from_labels, nearest, plain, plus_plus
 from fedquilt.errors import CompositionError, ConfigError
 from fedquilt.rng import numpy_generator
@@ -75,6 +76,8 @@ class kmeans:
     def __call__(self, updates: Updates, hub: Hub, spec: Spec, now: Round) -> Assignment:
         if not updates.delta:
             raise CompositionError("k-means needs uploads to look at", why="nothing is shared", fix="share some leaves")
+        if self.features == "history":
+            return self._by_history(updates, hub, spec, now)
         items = values(updates)
         found = self._best(items, updates, hub, spec, now)
         rows = self._rows(found.labels, items, hub)
@@ -84,7 +87,6 @@ class kmeans:
     def _best(self, items: Stack, updates: Updates, hub: Hub, spec: Spec, now: Round) -> Clustering:
         """The lowest inertia over a start from the known rows and random restarts."""
         clients = [slot.client for slot in updates.origin]
-        n = len(clients)
         points, bank_points = self._points(items, updates, hub, spec)
         candidates = []
         known = torch.tensor([hub.row_of(slot) - 1 for slot in updates.origin])
@@ -98,10 +100,29 @@ class kmeans:
             candidates.append(self._run(points, start, clients, known=True))
         # Who is absent would be forgotten by a fresh start: a cohort may lack whole tasks.
         if set(hub.table) <= set(updates.origin) or not candidates:
-            stream = numpy_generator(now.seed, "kmeans", now.number)
-            for _ in range(self.restarts):
-                candidates.append(self._run(points, plus_plus(points, min(self.k, n), stream), clients))
+            candidates += self._afresh(points, clients, now)
         return min(candidates, key=lambda c: c.inertia)  # the first of equals: the known rows
+
+    def _afresh(self, points: Tensor, clients: list[int], now: Round) -> list[Clustering]:
+        """One clustering per k-means++ start."""
+        stream = numpy_generator(now.seed, "kmeans", now.number)
+        k = min(self.k, len(points))
+        return [self._run(points, plus_plus(points, k, stream), clients) for _ in range(self.restarts)]
+
+    def _by_history(self, updates: Updates, hub: Hub, spec: Spec, now: Round) -> Assignment:
+        """Cluster all slots ever seen by their mean updates; the absent ones change their row too."""
+        past = extend(recall(hub.memory), updates, compared(updates.delta, spec, self.features, self.head))
+        points = coordinates(gram(past.mean(), spec, self.features, self.head))
+        clients = [slot.client for slot in past.slots]
+        before = torch.tensor([hub.row_of(slot) for slot in past.slots])
+        candidates = self._afresh(points, clients, now)
+        if bool((before > 0).any()):
+            candidates.insert(0, self._run(points, from_labels(points, before - 1, self.k), clients, known=True))
+        found = min(candidates, key=lambda c: c.inertia)
+        rows = overlapping(found.labels, before, self.k)
+        table = dict(zip(past.slots, rows.tolist(), strict=True))
+        metrics = {"inertia": found.inertia, "moved": float((rows != before).sum())}
+        return Assignment(torch.tensor([table[slot] for slot in updates.origin]), metrics, past.memory(), table)
 
     def _points(self, items: Stack, updates: Updates, hub: Hub, spec: Spec) -> tuple[Tensor, Tensor | None]:
         """Coordinates of the uploads ``[n, d]``, and of the bank's clusters ``[k, d]`` where the features have any."""
@@ -139,3 +160,15 @@ class kmeans:
         table = torch.zeros(int(labels.max()) + 1, dtype=torch.long)
         table[used[torch.as_tensor(cluster)]] = torch.as_tensor(row) + 1
         return table[labels]
+
+
+def overlapping(labels: Tensor, before: Tensor, k: int) -> Tensor:
+    """Rows 1..k ``[n]`` for cluster ``labels [n]``: the one-to-one match that leaves most items in the row they had (0: none)."""
+    from scipy.optimize import linear_sum_assignment
+
+    shared = torch.zeros((k, k))
+    known = before > 0
+    shared.index_put_((labels[known], before[known] - 1), torch.ones(int(known.sum())), accumulate=True)
+    _, row = linear_sum_assignment(-shared.numpy())
+    found: Tensor = torch.as_tensor(row)[labels] + 1
+    return found

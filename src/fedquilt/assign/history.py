@@ -1,0 +1,64 @@
+"""What every slot has asked for so far: the mean of its own updates over the rounds, whatever rows it was given in between.
+
+A clustering of the uploaded values sees the rows that it chose itself: after a wrong merge the slot starts from the wrong row and
+looks as if it belonged there. A slot's own updates keep pulling towards its own task, so their mean shows the error and a later
+round can undo it. Slots that are away keep their place, so a cohort that lacks whole tasks forgets nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedquilt import tree
+from fedquilt.types import Slot, Stack, Updates
+
+PREFIX = "history/"  # in Hub.memory
+SLOTS, COUNTS = f"{PREFIX}slots", f"{PREFIX}counts"
+
+
+@dataclass(frozen=True)
+class History:
+    """Sums of updates ``total [S, ...]`` of S slots in ascending order and how many rounds each was in, ``counts [S]``."""
+
+    slots: tuple[Slot, ...]
+    total: Stack
+    counts: Tensor
+
+    def mean(self) -> dict[str, Tensor]:
+        """Mean update of every slot, float64 ``[S, ...]``."""
+        return {key: x.double() / self.counts.view(-1, *[1] * (x.dim() - 1)) for key, x in self.total.items()}
+
+    def memory(self) -> dict[str, Tensor]:
+        """As entries of ``Hub.memory``."""
+        slots = torch.tensor([[slot.client, slot.number] for slot in self.slots])
+        return {SLOTS: slots, COUNTS: self.counts, **{f"{PREFIX}{key}": x for key, x in self.total.items()}}
+
+
+def recall(memory: Mapping[str, Tensor]) -> History:
+    """The inverse of :meth:`History.memory`; empty before the first round."""
+    if SLOTS not in memory:
+        return History((), {}, torch.zeros(0))
+    total = {key.removeprefix(PREFIX): x for key, x in memory.items() if key.startswith(PREFIX) and key not in (SLOTS, COUNTS)}
+    return History(tuple(Slot(*pair) for pair in memory[SLOTS].tolist()), total, memory[COUNTS])
+
+
+def extend(past: History, updates: Updates, names: list[str]) -> History:
+    """Add this round's updates (leaves ``names``) to the sums; new slots are added."""
+    slots = tuple(sorted({*past.slots, *updates.origin}))
+    place = {slot: i for i, slot in enumerate(slots)}
+    was = torch.tensor([place[slot] for slot in past.slots], dtype=torch.long)
+    now = torch.tensor([place[slot] for slot in updates.origin], dtype=torch.long)
+    total = {}
+    for key in names:
+        delta = updates.delta[key]
+        summed = delta.new_zeros((len(slots), *delta.shape[1:]))
+        if past.slots:
+            summed[was] = past.total[key]
+        total[key] = summed.index_add(0, now, delta)
+    counts = torch.zeros(len(slots))
+    counts[was] = past.counts
+    return History(slots, tree.select(total, names), counts.index_add(0, now, torch.ones(len(now))))
