@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from uploads import SPEC, World, federation, make_updates, new_hub, same_partition, state
 
-from fedquilt import assign, local, method, tree
+from fedquilt import assign, local, method
 from fedquilt.assign.history import extend, recall
 from fedquilt.assign.kmeans import overlapping
 from fedquilt.types import Hub, Round, Slot
@@ -22,7 +22,9 @@ ONE_EACH = federation([0], [0], [0], [1], [1], [1])
 
 def stepped(how: str, hub: Hub, world: World, number: int, **options: object) -> Hub:
     """One server step of a method that clusters by ``how``; the optimum is approached slowly, so a merge pulls hard."""
-    composed = method.Method("test", local.sgd(0.1, steps=1), slots="task", assign=assign.kmeans(2, features=how, constraint="none"))
+    composed = method.Method(
+        "test", local.sgd(0.1, steps=1), slots="task", assign=assign.kmeans(2, features=how, constraint="none")
+    )
     updates = world.uploads(hub, number, progress=dict.fromkeys(world.truth, 0.1), **options)
     return method.server_step(composed, SPEC, hub, updates, Round(number, 0))[0]
 
@@ -32,7 +34,8 @@ def misled(hub: Hub, world: World) -> Hub:
     wrong = {slot: 1 + (1 - task if slot.client in (2, 3) else task) for slot, task in ONE_EACH.items()}
     first, second = world.optimum[0], world.optimum[1]
     bank = {
-        key: torch.stack([x[0], (2 * first[key] + second[key]) / 3, (first[key] + 2 * second[key]) / 3]) for key, x in hub.bank.items()
+        key: torch.stack([x[0], (2 * first[key] + second[key]) / 3, (first[key] + 2 * second[key]) / 3])
+        for key, x in hub.bank.items()
     }
     return replace(hub, bank=bank, table=wrong)
 
@@ -77,7 +80,9 @@ def test_it_is_the_mean_of_everybodys_own_updates(rounds: list[set[int]]) -> Non
     assert sorted(mean) == sorted(NAMES)
     for i, slot in enumerate(past.slots):
         for key in NAMES:
-            torch.testing.assert_close(mean[key][i], torch.stack([delta[key] for delta in given_[slot]]).mean(0), rtol=0, atol=1e-12)
+            torch.testing.assert_close(
+                mean[key][i], torch.stack([delta[key] for delta in given_[slot]]).mean(0), rtol=0, atol=1e-12
+            )
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), min_size=1, max_size=8))
