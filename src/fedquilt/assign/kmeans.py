@@ -7,6 +7,7 @@ partial participation the previous clusters are kept as centres.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -17,10 +18,10 @@ from fedquilt import tree
 from fedquilt.assign.base import Assignment
 from fedquilt.assign.features import Features, compared, coordinates, gram, values
 from fedquilt.assign.history import extend, recall
-from fedquilt.assign.lloyd import Clustering, constrained, from_labels, nearest, plain, plus_plus
+from fedquilt.assign.lloyd import Clustering, constrained, from_labels, nearest, plain, plus_plus, silhouette
 from fedquilt.errors import CompositionError, ConfigError
 from fedquilt.rng import numpy_generator
-from fedquilt.types import Hub, Round, Spec, Stack, Updates
+from fedquilt.types import Hub, Metrics, Round, Slot, Spec, Stack, Updates
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class kmeans:
         constraint: ``cannot-link`` (ours) or ``none`` (the paper: scikit-learn's KMeans).
         head: whether the head's tensors count as features (the public FL-TAC code lets them; they separate tasks poorly).
         restarts: k-means++ starts per round; the lowest inertia wins.
+        estimate: the number of clusters is not known: ``k`` is the most there may be, and every round takes the number from
+            2 (under cannot-link: the most slots that one client has) to ``k`` with the largest mean silhouette (Rousseeuw 1987).
     """
 
     k: int
@@ -40,6 +43,7 @@ class kmeans:
     constraint: Literal["cannot-link", "none"] = "cannot-link"
     head: bool = False
     restarts: int = 50
+    estimate: bool = False
 
     sees: ClassVar[str] = "content"
 
@@ -79,50 +83,68 @@ class kmeans:
         if self.features == "history":
             return self._by_history(updates, hub, spec, now)
         items = values(updates)
-        found = self._best(items, updates, hub, spec, now)
-        rows = self._rows(found.labels, items, hub)
         before = torch.tensor([hub.row_of(slot) for slot in updates.origin])
-        return Assignment(rows, {"inertia": found.inertia, "moved": float((rows != before).sum())})
-
-    def _best(self, items: Stack, updates: Updates, hub: Hub, spec: Spec, now: Round) -> Clustering:
-        """The lowest inertia over a start from the known rows and random restarts."""
-        clients = [slot.client for slot in updates.origin]
         points, bank_points = self._points(items, updates, hub, spec)
-        candidates = []
-        known = torch.tensor([hub.row_of(slot) - 1 for slot in updates.origin])
-        if bool((known >= 0).any()):
-            start = from_labels(points, known, self.k)
-            unseen = start.isnan().any(1)
-            if bank_points is not None:  # rows in use whose slots are all away keep their place
-                in_use = set(hub.table.values())
-                used = torch.tensor([row + 1 in in_use for row in range(self.k)])
-                start = torch.where((unseen & used)[:, None], bank_points, start)
-            candidates.append(self._run(points, start, clients, known=True))
         # Who is absent would be forgotten by a fresh start: a cohort may lack whole tasks.
-        if set(hub.table) <= set(updates.origin) or not candidates:
-            candidates += self._afresh(points, clients, now)
-        return min(candidates, key=lambda c: c.inertia)  # the first of equals: the known rows
-
-    def _afresh(self, points: Tensor, clients: list[int], now: Round) -> list[Clustering]:
-        """One clustering per k-means++ start."""
-        stream = numpy_generator(now.seed, "kmeans", now.number)
-        k = min(self.k, len(points))
-        return [self._run(points, plus_plus(points, k, stream), clients) for _ in range(self.restarts)]
+        fresh = set(hub.table) <= set(updates.origin) or not bool((before > 0).any())
+        found, metrics = self._best(points, self._known(points, bank_points, before, hub), updates.origin, now, fresh=fresh)
+        rows = self._rows(found.labels, items, hub)
+        return Assignment(rows, {**metrics, "moved": float((rows != before).sum())})
 
     def _by_history(self, updates: Updates, hub: Hub, spec: Spec, now: Round) -> Assignment:
         """Cluster all slots ever seen by their mean updates; the absent ones change their row too."""
         past = extend(recall(hub.memory), updates, compared(updates.delta, spec, self.features, self.head))
         points = coordinates(gram(past.mean(), spec, self.features, self.head))
-        clients = [slot.client for slot in past.slots]
         before = torch.tensor([hub.row_of(slot) for slot in past.slots])
-        candidates = self._afresh(points, clients, now)
-        if bool((before > 0).any()):
-            candidates.insert(0, self._run(points, from_labels(points, before - 1, self.k), clients, known=True))
-        found = min(candidates, key=lambda c: c.inertia)
+        found, metrics = self._best(points, self._known(points, None, before, hub), past.slots, now, fresh=True)
         rows = overlapping(found.labels, before, self.k)
         table = dict(zip(past.slots, rows.tolist(), strict=True))
-        metrics = {"inertia": found.inertia, "moved": float((rows != before).sum())}
+        metrics = {**metrics, "moved": float((rows != before).sum())}
         return Assignment(torch.tensor([table[slot] for slot in updates.origin]), metrics, past.memory(), table)
+
+    def _known(self, points: Tensor, bank_points: Tensor | None, before: Tensor, hub: Hub) -> Tensor | None:
+        """Centres ``[k, d]`` of the rows that the slots were in; None in the first round."""
+        if not bool((before > 0).any()):
+            return None
+        start = from_labels(points, before - 1, self.k)
+        if bank_points is None:
+            return start
+        in_use = set(hub.table.values())  # rows in use whose slots are all away keep their place
+        used = torch.tensor([row + 1 in in_use for row in range(self.k)])
+        return torch.where((start.isnan().any(1) & used)[:, None], bank_points, start)
+
+    def _best(
+        self, points: Tensor, known: Tensor | None, origin: Sequence[Slot], now: Round, *, fresh: bool
+    ) -> tuple[Clustering, Metrics]:
+        """The lowest inertia over a start from the known rows and, if ``fresh``, random restarts."""
+        clients = [slot.client for slot in origin]
+        candidates = [] if known is None else [self._run(points, known, clients, known=True)]
+        if not fresh:
+            return candidates[0], {"inertia": candidates[0].inertia}
+        if self.estimate:
+            return self._estimated(points, candidates, clients, now)
+        found = min([*candidates, *self._afresh(points, self.k, clients, now)], key=lambda c: c.inertia)  # of equals: the known
+        return found, {"inertia": found.inertia}
+
+    def _estimated(
+        self, points: Tensor, candidates: list[Clustering], clients: list[int], now: Round
+    ) -> tuple[Clustering, Metrics]:
+        """The number of clusters with the largest silhouette; for every number the lowest inertia."""
+        least = max(clients.count(c) for c in set(clients)) if self.constraint == "cannot-link" else 1
+        best: dict[int, Clustering] = {}
+        for k in range(min(max(2, least), self.k), self.k + 1):
+            for found in [*candidates, *self._afresh(points, k, clients, now)]:
+                used = len(torch.unique(found.labels))
+                if used not in best or found.inertia < best[used].inertia:
+                    best[used] = found
+        scores = {used: silhouette(points, found.labels) for used, found in sorted(best.items())}
+        used = max(scores, key=lambda k: scores[k])  # the first of equals: the fewest clusters
+        return best[used], {"inertia": best[used].inertia, "clusters": float(used), "silhouette": scores[used]}
+
+    def _afresh(self, points: Tensor, k: int, clients: list[int], now: Round) -> list[Clustering]:
+        """One clustering per k-means++ start."""
+        stream = numpy_generator(now.seed, "kmeans", now.number)
+        return [self._run(points, plus_plus(points, min(k, len(points)), stream), clients) for _ in range(self.restarts)]
 
     def _points(self, items: Stack, updates: Updates, hub: Hub, spec: Spec) -> tuple[Tensor, Tensor | None]:
         """Coordinates of the uploads ``[n, d]``, and of the bank's clusters ``[k, d]`` where the features have any."""

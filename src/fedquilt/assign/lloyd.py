@@ -71,6 +71,15 @@ def constrained(points: Tensor, start: Tensor, clients: Sequence[int]) -> Cluste
     return _until_stable(points, start, lambda distance: _assign(distance, groups))
 
 
+def silhouette(points: Tensor, labels: Tensor) -> float:
+    """Mean silhouette in [-1, 1] (Rousseeuw 1987); 0 where it is not defined: one cluster, or every item its own."""
+    from sklearn.metrics import silhouette_score
+
+    if not 1 < len(torch.unique(labels)) < len(labels):
+        return 0.0
+    return float(silhouette_score(points.numpy(), labels.numpy()))
+
+
 def _until_stable(points: Tensor, start: Tensor, label: Callable[[Tensor], Tensor], iterations: int = 100) -> Clustering:
     centres = start.clone()
     labels = torch.full((len(points),), -1, dtype=torch.long)

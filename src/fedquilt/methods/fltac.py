@@ -28,6 +28,7 @@ def fltac(
     constraint: Literal["cannot-link", "none"] = "cannot-link",
     head_features: bool = False,
     weighting: Weighting = "samples",
+    estimate_tasks: bool = False,
     first_effort: float = 1.0,
     participation: float = 1.0,
     adapter: str = "lora",
@@ -37,6 +38,7 @@ def fltac(
 
     Args:
         tasks: number of clusters K.
+        estimate_tasks: ``tasks`` is only the most there may be; the number is estimated every round and logged.
         first_effort: factor on the local steps of round 1: wrong merges in the first round can lock in.
     """
     return Method(
@@ -44,7 +46,7 @@ def fltac(
         optimiser(training),
         adapter=adapter,
         slots="task",
-        assign=assign.kmeans(tasks, features=features, constraint=constraint, head=head_features),
+        assign=assign.kmeans(tasks, features=features, constraint=constraint, head=head_features, estimate=estimate_tasks),
         reduce=reduce.mean(weighting),
         sample=sample.everyone() if participation == 1 else sample.fraction(participation),
         first_effort=first_effort,
