@@ -8,15 +8,17 @@ from typing import Any
 import pytest
 
 from fedquilt import tree
+from fedquilt.data.view import View
 from fedquilt.engine.base import Trained, Work
 from fedquilt.engine.sequential import SequentialEngine
 from fedquilt.engine.vectorised import VectorisedEngine
 from fedquilt.errors import CompositionError
 from fedquilt.models.loading import Base
 from fedquilt.runs import registry
+from fedquilt.runs.build import assemble
 from fedquilt.runs.config import RunConfig
-from fedquilt.testing import SIZES, Outcome, check_method, run_tiny, tiny_base, tiny_config
-from fedquilt.types import Job, Stack
+from fedquilt.testing import SIZES, Outcome, check_method, run_tiny, tiny_base, tiny_config, tiny_partition, tiny_tasks
+from fedquilt.types import Job, Round, Stack
 
 METHODS = registry.names("fedquilt.methods")
 ADAPTERS = {"head_only": "head", "centralised_full": "full"}  # all others train LoRA
@@ -216,3 +218,24 @@ def test_losses_agree_in_float32(name: str, optimiser: str) -> None:
     losses = [(a["loss"], b["loss"]) for a, b in zip(fast.rounds, slow.rounds, strict=True)]
     assert len(losses) == 3
     assert all(abs(a - b) <= 1e-5 * abs(b) for a, b in losses), losses
+
+
+@pytest.mark.parametrize("name", ["local_only", "centralised_lora", "centralised_full"])
+def test_adapters_that_are_not_federated_know_nothing_of_one_another(name: str) -> None:
+    """Every slot alone ends with the same bits; averaged over tasks, the ceiling would be a floor."""
+    config = configured(name, dropout=0.1, engine="sequential")
+    together = outcome(config)
+    slots = together.built.view.slots
+    assert len(slots) > 2
+    for slot, data in slots.items():
+        base = _BASES[(config.model, config.seed)]
+        built = assemble(config, base, tiny_tasks(config.seed), tiny_partition())
+        built.engine.view = View(built.view.tasks, {slot: data})
+        hub = built.program.init(built.adapter.init)
+        for number in (1, 2, 3):
+            now = Round(number, config.seed)
+            built.engine.poll(built.engine.submit([Job(slot, 0, now)], hub.bank))
+        row = tree.row(hub.bank, 0)
+        alone, among = built.engine.state_of(slot, row), together.built.engine.state_of(slot, tree.row(together.hub.bank, 0))
+        assert not tree.equal(alone, row), "nothing was trained"
+        assert tree.equal(alone, among)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing_extensions import Unpack
 
+from fedquilt import pick
 from fedquilt.local import Training, optimiser
 from fedquilt.method import Method
 
@@ -24,4 +25,5 @@ def centralised_full(*, mixed: bool = False, **training: Unpack[Training]) -> Me
 
 def _pooled(name: str, adapter: str, mixed: bool, training: Training) -> Method:
     local = optimiser(training, per="task", memory="persist")
-    return Method(name, local, adapter=adapter, slots="pooled" if mixed else "pooled-task")
+    # Nothing is shared: the adapters of different tasks must not be averaged with one another.
+    return Method(name, local, adapter=adapter, slots="pooled" if mixed else "pooled-task", share=pick.nothing())
