@@ -20,7 +20,7 @@ def test_help_imports_nothing_heavy() -> None:
     code = f"import sys; from fedquilt.cli import main; main(['--help']); print([m for m in {HEAVY!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
-    for command in ("run", "resume", "report", "compare", "export", "data", "methods", "doctor"):
+    for command in ("run", "resume", "report", "compare", "export", "data", "methods", "cost", "toy", "doctor"):
         assert f" {command} " in done.stdout
 
 

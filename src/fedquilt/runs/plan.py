@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedquilt.meter import encoded_size
+from fedquilt.method import ClientPlan
 from fedquilt.runs.build import build
 from fedquilt.runs.config import RunConfig
-from fedquilt.types import Round
+from fedquilt.types import Round, Spec
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,7 @@ def plan(config: RunConfig) -> Plan:
     """Load data and model, partition, compose (so every configuration error shows), train nothing."""
     built = build(config)
     spec, client, now = built.adapter.spec, built.program.client, Round(1, config.seed)
-    shared = set(client.share(now))
-    size = encoded_size([leaf for leaf in spec.leaves if leaf.name in shared]) if shared else 0
+    size = message_size(spec, client, now)
     roster = built.view.roster()
     counts = built.partition.counts()
     rows = tuple(
@@ -63,6 +63,12 @@ def plan(config: RunConfig) -> Plan:
         memory=_memory(built, sum(leaf.size for leaf in trained)),
         notes=tuple(notes),
     )
+
+
+def message_size(spec: Spec, client: ClientPlan, now: Round) -> int:
+    """Bytes of one slot's message in a round, either way; 0 when nothing travels."""
+    shared = set(client.share(now))
+    return encoded_size([leaf for leaf in spec.leaves if leaf.name in shared]) if shared else 0
 
 
 def _memory(built: Any, trained: int) -> int:

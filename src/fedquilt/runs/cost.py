@@ -1,0 +1,163 @@
+"""What a client trains and sends, from a model's sizes alone: no weights, no partition, and no data where the labels are declared.
+
+The same builders as in a run make the adapter on a model without weights, so the numbers are those of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedquilt.data import assets
+from fedquilt.data.files import default_cache
+from fedquilt.data.load import load
+from fedquilt.data.spec import TaskConfig
+from fedquilt.errors import CompositionError
+from fedquilt.method import compose
+from fedquilt.models.meta import Shape, Use, find_shape, meta_base
+from fedquilt.runs.accounting import PaperCount, as_in_paper
+from fedquilt.runs.build import make_adapter, make_method
+from fedquilt.runs.config import RunConfig, parse
+from fedquilt.runs.plan import message_size
+from fedquilt.types import Round
+
+SHARED_KEYS = ("targets", "alpha", "dropout", "head")  # of [adapter]: what the compared methods take from the configuration
+TRAINING = {"lr": 1e-3, "steps": 1}  # builders ask for them; they change no size
+
+# Model, use, classes of each task: five tasks of GLUE, CIFAR-10 and CIFAR-100, the eight categories of Dolly.
+PAPER: tuple[tuple[str, Use, tuple[int, ...]], ...] = (
+    ("bert-base-cased", "text", (2,) * 5),
+    ("google/vit-base-patch16-224-in21k", "image", (10, 100)),
+    ("huggyllama/llama-7b", "generation", (2,) * 8),  # a next token needs no classes
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One method, for a client that holds all tasks.
+
+    Attributes:
+        adapters: how many the client holds: one per task, or one.
+        adapter, head: parameters that train, of all its adapters together.
+        paper: the total as the FL-TAC paper counts; None for methods that are not in it.
+        up, down: bytes per round, safetensors headers included.
+    """
+
+    method: str
+    rank: int
+    adapters: int
+    adapter: int
+    head: int
+    paper: PaperCount | None
+    up: int
+    down: int
+
+    @property
+    def total(self) -> int:
+        """Adapters and heads."""
+        return self.adapter + self.head
+
+
+@dataclass(frozen=True)
+class Cost:
+    """All methods on one model."""
+
+    shape: Shape
+    use: Use
+    tasks: int
+    classes: int
+    lines: tuple[Line, ...]
+    notes: tuple[str, ...]
+
+
+def cost(config: RunConfig, *, fltac_rank: int = 1, fedit_rank: int = 16, use: Use | None = None) -> Cost:
+    """Count the configured method beside FL-TAC, FedIT and full fine-tuning; the configured method keeps its own rank.
+
+    Args:
+        use: of the base model; by the kinds of the tasks when not given.
+
+    Raises:
+        ModelError: no sizes of the model, or no head of the tasks' kind.
+        DataError: the labels of a task are neither declared nor readable.
+    """
+    use, shape = use or _use(config.tasks), find_shape(config.model)
+    classes = 0 if use == "generation" else max(map(_classes, config.tasks))
+    lines, notes = [], []
+    for name, one in _variants(config, fltac_rank, fedit_rank).items():
+        try:
+            lines.append(_line(name, one, shape, use, classes))
+        except CompositionError as error:
+            notes.append(f"{name} is not counted: {error.what}")
+    return Cost(shape, use, len(config.tasks), classes, tuple(lines), tuple(notes))
+
+
+def paper_costs() -> list[Cost]:
+    """The three settings of the FL-TAC paper (section 4.1): FL-TAC of rank 1, FedIT of rank 16, the full model."""
+    found = []
+    for model, use, classes in PAPER:
+        tasks = [
+            {"name": f"task-{i}", "source": "file:none.csv", "labels": [str(label) for label in range(n)]}
+            for i, n in enumerate(classes)
+        ]
+        raw = {"rounds": 1, "model": {"name": model}, "method": {"name": "fltac", **TRAINING}, "tasks": tasks}
+        found.append(cost(parse(raw, Path()), use=use))
+    return found
+
+
+def _use(tasks: Sequence[TaskConfig]) -> Use:
+    kinds = {str(task.kind) for task in tasks}
+    if "generation" in kinds:
+        return "generation"
+    return "image" if "image" in kinds else "text"
+
+
+def _classes(task: TaskConfig) -> int:
+    """Outputs that the task needs; reads its rows only where nothing else says so."""
+    if task.kind == "regression":
+        return 1
+    kind, _, name = task.source.partition(":")
+    labels = task.labels or (assets.find(name).labels if kind == "asset" else None)
+    return len(labels or load(task, root=Path(), cache=default_cache(), seed=0).labels)
+
+
+def _variants(config: RunConfig, fltac_rank: int, fedit_rank: int) -> dict[str, RunConfig]:
+    """Name of its line -> configuration: the given one in its place among the compared, or before them."""
+    shared = {key: value for key, value in config.adapter.items() if key in SHARED_KEYS}
+    head = {key: value for key, value in shared.items() if key == "head"}
+    compared = {
+        "fltac": _other(config, "fltac", "lora", {**shared, "rank": fltac_rank}),
+        "fedit": _other(config, "fedit", "lora", {**shared, "rank": fedit_rank}),
+        "full": _other(config, "fedit", "full", head),  # FedAvg of the whole model
+    }
+    own = "full" if config.method.get("adapter") == "full" else str(config.method["name"])
+    return compared | {own: config} if own in compared else {own: config, **compared}
+
+
+def _other(config: RunConfig, method: str, family: str, adapter: dict[str, Any]) -> RunConfig:
+    return config.model_copy(update={"method": {"name": method, "adapter": family, **TRAINING}, "adapter": adapter})
+
+
+def _line(name: str, config: RunConfig, shape: Shape, use: Use, classes: int) -> Line:
+    tasks = len(config.tasks)
+    method = make_method(config, tasks)
+    base = meta_base(shape, config.model, use, classes)
+    spec = make_adapter(config, method, base, tasks).spec
+    client, now = compose(method, spec).client, Round(1, config.seed)
+    trained = [leaf for leaf in spec.leaves if leaf.name in client.train(now)]
+    held = tasks if method.slots in ("task", "pooled-task") else 1
+    head = sum(leaf.size for leaf in trained if leaf.role == "head")
+    sent = held * message_size(spec, client, now)
+    counted = name == "full" or spec.family == "lora"
+    roles = tuple(config.adapter.get("targets", ("q", "v")))
+    return Line(
+        name,
+        spec.rank,
+        adapters=held,
+        adapter=held * (sum(leaf.size for leaf in trained) - head),
+        head=held * head,
+        paper=as_in_paper(name, shape, use, tasks=tasks, classes=classes, rank=spec.rank, roles=roles) if counted else None,
+        up=sent,
+        down=sent,
+    )
