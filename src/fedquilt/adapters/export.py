@@ -90,7 +90,9 @@ Trained with fedquilt on `{base.source}`; {classes} logits.
 from peft import PeftModel
 from transformers import AutoModelFor{kind}Classification
 
-base = AutoModelFor{kind}Classification.from_pretrained("{base.source}", num_labels={classes})
+base = AutoModelFor{kind}Classification.from_pretrained(
+    "{base.source}", num_labels={classes}, ignore_mismatched_sizes=True  # the adapter brings the head
+)
 model = PeftModel.from_pretrained(base, ".")
 ```
 {"" if base.transform is None else _seeing(base, base.transform)}"""
