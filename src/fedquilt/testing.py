@@ -5,7 +5,8 @@
     def test_my_method() -> None:
         check_method("my_method", lr=1e-2, steps=2)
 
-It needs no network and no data: a random BERT of a few thousand parameters and three synthetic tasks.
+It needs no network and no data: a random BERT of a few thousand parameters and three synthetic tasks. With
+``tables={"model": {"name": "tiny:vit", "precision": "float64"}}`` it is a random vision transformer and images of noise.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from torch import Tensor
 from fedquilt import tree
 from fedquilt.clock import Drive
 from fedquilt.data.encode import Examples, Task
+from fedquilt.data.images import ImageExamples
 from fedquilt.data.partition import Partition
+from fedquilt.data.transform import Transform
 from fedquilt.errors import CompositionError
 from fedquilt.meter import Meter
 from fedquilt.models.loading import Base, load
@@ -35,15 +38,19 @@ SIZES: Mapping[str, Sequence[int]] = {"colour": (9, 4, 0, 7), "amount": (5, 0, 1
 CLASSES: Mapping[str, int] = {"colour": 2, "amount": 3, "shape": 2}
 
 
-def tiny_tasks(seed: int = 0) -> dict[str, Task]:
-    """Three tasks of random words (2, 3 and 2 labels), made of token ids of the tiny models; one client holds one sample."""
-    return {name: _task(name, sum(sizes), seed) for name, sizes in SIZES.items()}
+def tiny_tasks(seed: int = 0, transform: Transform | None = None) -> dict[str, Task]:
+    """Three tasks (2, 3 and 2 labels) of random words of the tiny models, or of noise images; one client holds one sample."""
+    return {name: _task(name, sum(sizes), seed, transform) for name, sizes in SIZES.items()}
 
 
-def _task(name: str, rows: int, seed: int) -> Task:
-    classes = CLASSES[name]
-    train, evaluation = (_examples(n, classes, seed, name, part) for n, part in ((rows, "train"), (12, "evaluation")))
-    return Task(name, "classification", tuple(str(c) for c in range(classes)), ("accuracy",), train, evaluation)
+def _task(name: str, rows: int, seed: int, transform: Transform | None) -> Task:
+    labels = tuple(map(str, range(CLASSES[name])))
+
+    def part(n: int, which: str) -> Examples | ImageExamples:
+        salt = (seed, name, which)
+        return _examples(n, len(labels), *salt) if transform is None else _images(n, len(labels), transform, *salt)
+
+    return Task(name, "classification", labels, ("accuracy",), part(rows, "train"), part(12, "evaluation"))
 
 
 def _examples(rows: int, classes: int, seed: int, *salt: str) -> Examples:
@@ -52,6 +59,12 @@ def _examples(rows: int, classes: int, seed: int, *salt: str) -> Examples:
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     tokens = stream.integers(5, 60, offsets[-1]).astype(np.int32)
     return Examples(tokens, np.zeros(len(tokens), np.uint8), offsets, stream.integers(0, classes, rows).astype(np.float64))
+
+
+def _images(rows: int, classes: int, transform: Transform, seed: int, *salt: str) -> ImageExamples:
+    stream = numpy_generator(seed, *salt)
+    pixels = stream.integers(0, 256, (rows, transform.size, transform.size, 3)).astype(np.uint8)
+    return ImageExamples(pixels, stream.integers(0, classes, rows).astype(np.float64), transform.tokens)
 
 
 def tiny_partition() -> Partition:
@@ -107,7 +120,8 @@ class Nowhere:
 
 def run_tiny(config: RunConfig, base: Base | None = None) -> Outcome:
     """Run a tiny configuration in memory: no files, no evaluation."""
-    built = assemble(config, base or tiny_base(config), tiny_tasks(config.seed), tiny_partition())
+    base = base or tiny_base(config)
+    built = assemble(config, base, tiny_tasks(config.seed, base.transform), tiny_partition())
     journal = Nowhere()
     drive = Drive(
         built.program,

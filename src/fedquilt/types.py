@@ -218,17 +218,18 @@ class Hub:
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples of one or many slots, ragged: no padding is stored.
+    """Examples of one or many slots, ragged: no padding is stored. Texts, or images of one size.
 
     Attributes:
-        tokens: ``[T]`` token ids of all rows one after the other (T = sum of lengths).
-        types: ``[T]`` segment ids (0 first text, 1 second).
-        lengths: ``[n]`` tokens per row.
+        tokens: ``[T]`` token ids of all rows one after the other (T = sum of lengths); empty for images.
+        types: ``[T]`` segment ids (0 first text, 1 second); empty for images.
+        lengths: ``[n]`` tokens per row (of an image: its patches and the class token).
         labels: ``[n]`` float64: class index, or the value of a regression.
         classes: ``[n]`` number of classes of the row's label set; 1 means regression.
         owner: ``[n]`` which of the G stacked adapters the row belongs to.
         head: ``[n]`` which head of its adapter the row uses (0 unless heads are per task).
         keys: ``[n]`` int64 seeds of the row's dropout masks.
+        pixels: ``[n, 3, H, W]`` uint8, not yet normalised; None for texts.
     """
 
     tokens: Tensor
@@ -239,24 +240,29 @@ class Batch:
     owner: Tensor
     head: Tensor
     keys: Tensor
+    pixels: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.lengths.shape[0])
 
     def pick(self, index: Tensor) -> Batch:
         """The rows ``index`` in that order."""
+        rest = {name: getattr(self, name)[index] for name in ("labels", "classes", "owner", "head", "keys")}
+        if self.pixels is not None:
+            lengths, pixels = self.lengths[index], self.pixels[index]
+            return Batch(tokens=self.tokens, types=self.types, lengths=lengths, pixels=pixels, **rest)
         ends = torch.cumsum(self.lengths, 0)
         lengths = self.lengths[index]
         starts = (ends - self.lengths)[index]
         offsets = torch.cumsum(lengths, 0) - lengths
         where = torch.arange(int(lengths.sum())) + torch.repeat_interleave(starts - offsets, lengths)
-        rest = {name: getattr(self, name)[index] for name in ("labels", "classes", "owner", "head", "keys")}
         return Batch(tokens=self.tokens[where], types=self.types[where], lengths=lengths, **rest)
 
     @staticmethod
     def cat(batches: list[Batch]) -> Batch:
         """Several batches one after the other."""
-        names = ("tokens", "types", "lengths", "labels", "classes", "owner", "head", "keys")
+        names = ["tokens", "types", "lengths", "labels", "classes", "owner", "head", "keys"]
+        names += ["pixels"] if batches[0].pixels is not None else []
         return Batch(**{name: torch.cat([getattr(b, name) for b in batches]) for name in names})
 
 

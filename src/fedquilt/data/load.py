@@ -1,4 +1,4 @@
-"""From a task's configuration to checked texts and labels, before any tokenizer."""
+"""From a task's configuration to checked texts or images and labels, before any model."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedquilt.data import assets, labels
+from fedquilt.data import assets, labels, pictures
 from fedquilt.data.spec import Kind, TaskConfig
 from fedquilt.data.tables import Table, pick, read_file, read_hub
+from fedquilt.data.transform import Content
 from fedquilt.errors import DataError
 from fedquilt.rng import numpy_generator
 
@@ -20,21 +21,26 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class RawSplit:
-    """``n`` rows: one or two texts and a label each."""
+    """``n`` rows: one or two texts, or an image, and a label each."""
 
     texts: tuple[tuple[str, ...], ...]
+    """Empty where there are images."""
     labels: NDArray[np.int64] | NDArray[np.float64]
     """``[n]`` class numbers (int64) or values to be predicted (float64)."""
     columns: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
     """Further columns ``[n]``, for partitions by column."""
+    images: tuple[Content, ...] = ()
+    """Encoded images, or their paths; empty where there are texts."""
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.labels)
 
     def take(self, rows: NDArray[np.int64]) -> RawSplit:
         """The given rows, in the given order."""
         columns = {name: values[rows] for name, values in self.columns.items()}
-        return RawSplit(tuple(self.texts[row] for row in rows), self.labels[rows], columns)
+        texts = tuple(self.texts[row] for row in rows) if self.texts else ()
+        images = tuple(self.images[row] for row in rows) if self.images else ()
+        return RawSplit(texts, self.labels[rows], columns, images)
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,11 @@ class RawTask:
     train: RawSplit
     evaluation: RawSplit
     notes: tuple[str, ...] = ()
+
+    @property
+    def has_images(self) -> bool:
+        """Whether it is an image task."""
+        return bool(self.train.images)
 
 
 def load(task: TaskConfig, *, root: Path, cache: Path, seed: int, columns: Sequence[str] = (), say: Say | None = None) -> RawTask:
@@ -64,16 +75,16 @@ def load(task: TaskConfig, *, root: Path, cache: Path, seed: int, columns: Seque
         DataError: a source, file, split or column is missing, a label is null or outside the set, or a split has no usable row.
     """
     _check_eval_split(task)
-    wanted = [*task.text, task.label]
+    wanted = [*([task.image] if task.image else task.text), task.label]
     train_table = _read(task, task.train_split, [*wanted, *columns], root, cache, say)
     names = _label_names(task, train_table)
     notes: list[str] = []
-    train = _split(task, train_table, names, columns, "train", notes)
+    train = _split(task, train_table, names, columns, "train", notes, cache)
     if task.eval_split is None:
         train, evaluation = _hold_out(task, train, seed, notes)
     else:
         table = _read(task, task.eval_split, wanted, root, cache, say)
-        evaluation = _split(task, table, names, (), "evaluation", notes)
+        evaluation = _split(task, table, names, (), "evaluation", notes, cache)
     train = _subset(train, task.max_train, seed, (task.name, "train"), notes)
     evaluation = _subset(evaluation, task.max_eval, seed, (task.name, "evaluation"), notes)
     return RawTask(task.name, task.kind, names, task.metrics, train, evaluation, tuple(notes))
@@ -83,9 +94,14 @@ def _read(task: TaskConfig, split: str, wanted: Sequence[str], root: Path, cache
     kind, _, rest = task.source.partition(":")
     if kind == "hub":
         repo, _, config = rest.partition(":")
-        return read_hub(repo, config or None, split, wanted, task.label)
+        return read_hub(repo, config or None, split, wanted, task.label, task.image)
+    path = root / Path(rest.replace("{split}", split)).expanduser()
     if kind == "file":
-        return read_file(root / Path(rest.replace("{split}", split)).expanduser(), wanted, task.text)
+        return read_file(path, wanted, task.text)
+    if kind == "folder":
+        table = pictures.read_folder(path, str(task.image), task.label)
+        pick(list(table.columns), wanted, table.where)
+        return table
     rows = assets.dataset(rest, cache=cache, say=say)
     names = pick(list(rows[0]), wanted, task.source)
     return Table({name: [row[name] for row in rows] for name in names}, task.source, assets.find(rest).labels)
@@ -93,7 +109,7 @@ def _read(task: TaskConfig, split: str, wanted: Sequence[str], root: Path, cache
 
 def _check_eval_split(task: TaskConfig) -> None:
     """Before anything is read or downloaded: can the source have an evaluation split of its own?"""
-    one_set = task.source.startswith("asset:") or (task.source.startswith("file:") and "{split}" not in task.source)
+    one_set = task.source.startswith("asset:") or (task.source.startswith(("file:", "folder:")) and "{split}" not in task.source)
     if one_set and task.eval_split is not None:
         raise DataError(
             f"there is no split {task.eval_split!r}: the source is one set of rows",
@@ -110,8 +126,28 @@ def _label_names(task: TaskConfig, table: Table) -> tuple[str, ...]:
     return labels.label_set(table.columns[task.label], f"{table.where}, column {task.label!r}")
 
 
-def _split(task: TaskConfig, table: Table, names: tuple[str, ...], columns: Sequence[str], part: str, notes: list[str]) -> RawSplit:
-    """Texts and labels of all rows in which at least one text column says something."""
+def _split(
+    task: TaskConfig, table: Table, names: tuple[str, ...], columns: Sequence[str], part: str, notes: list[str], cache: Path
+) -> RawSplit:
+    """Texts or images and labels of all rows that have one; the others are counted in ``notes``."""
+    texts: tuple[tuple[str, ...], ...] = ()
+    images: tuple[Content, ...] = ()
+    if task.image is None:
+        filled, texts = _texts(task, table, part, notes)
+    else:
+        filled, images = pictures.usable(table, task.image, part, cache, notes)
+    numbers = [i + 1 for i in filled]
+    where = f"{table.where}, column {task.label!r}"
+    values = [table.columns[task.label][i] for i in filled]
+    converted = (
+        labels.targets(values, numbers, where) if task.kind == "regression" else labels.classes(values, names, numbers, where)
+    )
+    extra = {name: _column(table, name, filled) for name in columns}
+    return RawSplit(texts, converted, extra, images)
+
+
+def _texts(task: TaskConfig, table: Table, part: str, notes: list[str]) -> tuple[list[int], tuple[tuple[str, ...], ...]]:
+    """(row numbers, texts) of all rows in which at least one text column says something."""
     texts = list(zip(*(table.columns[name] for name in task.text), strict=True))
     for name in task.text:
         _check_text(table, name)
@@ -121,14 +157,7 @@ def _split(task: TaskConfig, table: Table, names: tuple[str, ...], columns: Sequ
     if not filled:
         fix = "give it rows with a text, or leave the task out"
         raise DataError(f"no row has a text in column {' or '.join(task.text)}", where=table.where, fix=fix)
-    numbers = [i + 1 for i in filled]
-    where = f"{table.where}, column {task.label!r}"
-    values = [table.columns[task.label][i] for i in filled]
-    converted = (
-        labels.targets(values, numbers, where) if task.kind == "regression" else labels.classes(values, names, numbers, where)
-    )
-    extra = {name: _column(table, name, filled) for name in columns}
-    return RawSplit(tuple(tuple(text or "" for text in texts[i]) for i in filled), converted, extra)
+    return filled, tuple(tuple(text or "" for text in texts[i]) for i in filled)
 
 
 def _check_text(table: Table, name: str) -> None:

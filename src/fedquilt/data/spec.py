@@ -14,7 +14,8 @@ from fedquilt.errors import ConfigError, did_you_mean
 Kind = Literal["classification", "regression"]
 Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
 How = Literal["dirichlet-task", "dirichlet-label", "iid", "column", "shards", "file"]
-FILE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".arrow")
+TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl")
+FILE_SUFFIXES = (*TEXT_SUFFIXES, ".parquet", ".arrow")
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,15 @@ class Preset:
     metrics: tuple[Metric, ...]
     kind: Kind = "classification"
     eval_split: str = "validation"
-    """The split on the hub; a local file of the same task is looked for as ``validation``."""
+    """The split on the hub; a local file of the same task is looked for as its first word: ``validation``, ``test``."""
+    image: str | None = None
+    label: str = "label"
 
 
 _PAIR = ("sentence1", "sentence2")
 _SAME = ("not_equivalent", "equivalent")
 _FOLLOWS = ("entailment", "not_entailment")
+_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 def _glue(name: str, text: tuple[str, ...], labels: tuple[str, ...], *metrics: Metric) -> tuple[str, Preset]:
@@ -59,6 +63,9 @@ PRESETS: dict[str, Preset] = dict(
         ("accuracy",),
         eval_split="validation_matched",
     ),
+    # Krizhevsky 2009, "Learning multiple layers of features from tiny images"; columns of the hub's uoft-cs/cifar10 and cifar100.
+    "cifar10": Preset("hub:uoft-cs/cifar10", (), _CIFAR10, ("accuracy",), eval_split="test", image="img"),
+    "cifar100": Preset("hub:uoft-cs/cifar100", (), None, ("accuracy",), eval_split="test", image="img", label="fine_label"),
 }
 
 
@@ -71,8 +78,9 @@ def _filled(given: Mapping[str, Any]) -> dict[str, Any]:
     source = given.get("source") or preset.source
     eval_split: str | None = preset.eval_split
     if not source.startswith("hub:"):
-        eval_split = "validation" if "{split}" in source else None
-    fields: dict[str, Any] = {"text": preset.text, "labels": preset.labels, "metrics": preset.metrics, "kind": preset.kind}
+        eval_split = preset.eval_split.partition("_")[0] if "{split}" in source else None
+    fields: dict[str, Any] = {"labels": preset.labels, "metrics": preset.metrics, "kind": preset.kind, "label": preset.label}
+    fields |= {"image": preset.image} if preset.image else {"text": preset.text}
     fields |= {"source": source, "eval_split": eval_split}
     return fields | {key: value for key, value in given.items() if value is not None}
 
@@ -94,11 +102,14 @@ class TaskConfig(_Config):
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Also the key in result files."""
     preset: str | None = None
-    """``glue/sst2`` and the other eight GLUE tasks."""
+    """``glue/sst2`` and the other eight GLUE tasks, ``cifar10``, ``cifar100``."""
     source: str = ""
-    """``hub:REPO[:CONFIG]``, ``file:PATH`` (``{split}`` in PATH stands for the split's name) or ``asset:NAME``."""
+    """``hub:REPO[:CONFIG]``, ``file:PATH`` (``{split}`` in PATH stands for the split's name), ``folder:PATH`` of images, or
+    ``asset:NAME``."""
     text: Names = ("text",)
-    """One or two columns."""
+    """One or two columns; none where ``image`` is given."""
+    image: str | None = None
+    """The column of an image task; ``image`` for a ``folder:``."""
     label: str = "label"
     labels: tuple[str, ...] | None = None
     """The label set in order; found in the training rows when not given."""
@@ -118,6 +129,10 @@ class TaskConfig(_Config):
         if not isinstance(given, Mapping):
             return given
         filled = _filled(given) if given.get("preset") is not None else dict(given)
+        if filled.get("image") is None and str(filled.get("source", "")).startswith("folder:"):
+            filled["image"] = "image"
+        if filled.get("image") is not None:
+            filled.setdefault("text", ())
         if not filled.get("metrics"):
             filled["metrics"] = ("pearson",) if filled.get("kind") == "regression" else ("accuracy",)
         return filled
@@ -125,7 +140,9 @@ class TaskConfig(_Config):
     @model_validator(mode="after")
     def _check(self) -> Self:
         where = f"task {self.name!r}"
-        if not 1 <= len(self.text) <= 2:
+        if self.image is not None and self.text:
+            raise ConfigError("a task has texts or images, not both", where=where, fix="leave out either 'text' or 'image'")
+        if self.image is None and not 1 <= len(self.text) <= 2:
             raise ConfigError(f"text needs one or two columns, not {len(self.text)}", where=where)
         if self.labels is not None and len(set(self.labels)) != len(self.labels):
             raise ConfigError(f"labels holds a name twice: {', '.join(self.labels)}", where=where)
@@ -135,6 +152,9 @@ class TaskConfig(_Config):
             raise ConfigError(f"{self.eval_split!r} is the training and the evaluation split", where=where)
         _check_metrics(self.kind, self.metrics, where)
         _check_source(self.source, where)
+        if self.image is not None and PurePath(self.source).suffix in TEXT_SUFFIXES:
+            fix = "use parquet or arrow with the images' bytes, or source = 'folder:PATH/{split}'"
+            raise ConfigError(f"a {PurePath(self.source).suffix} file holds no images", where=where, fix=fix)
         return self
 
 
@@ -147,11 +167,11 @@ def _check_metrics(kind: Kind, metrics: tuple[Metric, ...], where: str) -> None:
 
 def _check_source(source: str, where: str) -> None:
     kind, _, rest = source.partition(":")
-    if kind not in ("hub", "file", "asset") or not rest:
+    if kind not in ("hub", "file", "folder", "asset") or not rest:
         raise ConfigError(
             f"source {source!r} is not understood" if source else "neither source nor preset is given",
             where=where,
-            fix="write hub:REPO[:CONFIG], file:PATH or asset:NAME, or give a preset",
+            fix="write hub:REPO[:CONFIG], file:PATH, folder:PATH or asset:NAME, or give a preset",
         )
     suffix = PurePath(rest).suffix
     if kind == "file" and suffix not in FILE_SUFFIXES:

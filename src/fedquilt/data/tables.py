@@ -130,8 +130,10 @@ def _read_jsonl(path: Path, wanted: Sequence[str]) -> dict[str, Values]:
     return columns
 
 
-def read_hub(repo: str, config: str | None, split: str, wanted: Sequence[str], label: str) -> Table:
+def read_hub(repo: str, config: str | None, split: str, wanted: Sequence[str], label: str, image: str | None = None) -> Table:
     """Read one split of a hub data set; the local hub cache is used when the hub cannot be reached.
+
+    Images of the column ``image`` stay encoded: ``{"bytes": ..., "path": ...}``.
 
     Raises:
         DataError: no such data set, configuration, split or column, or neither network nor cache.
@@ -150,5 +152,7 @@ def read_hub(repo: str, config: str | None, split: str, wanted: Sequence[str], l
             fix="check the names; without a network give a local copy: source = 'file:FOLDER/{split}.parquet'",
         ) from error
     names = pick(data.column_names, wanted, where)
+    if image is not None and isinstance(data.features[image], datasets.Image):
+        data = data.cast_column(image, datasets.Image(decode=False))
     label_names = getattr(data.features.get(label), "names", None)
     return Table({name: list(data[name]) for name in names}, where, tuple(label_names) if label_names else None)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from fedquilt.data.encode import Examples, Task
+from fedquilt.data.images import ImageExamples, gather
 from fedquilt.data.view import SlotData
 from fedquilt.local import Local
 from fedquilt.rng import derive, numpy_generator
@@ -43,25 +44,27 @@ class Sampler:
 
 def assemble(rows: Sequence[tuple[Task, int, int]], key: int, *, split: str = "train") -> Batch:
     """(task, head, example) rows as one batch; dropout keys are ``key`` plus the row's place."""
-    tokens, types, lengths, labels = [], [], [], []
-    for task, _, index in rows:
-        examples: Examples = getattr(task, split)
-        begin, end = int(examples.offsets[index]), int(examples.offsets[index + 1])
-        tokens.append(examples.tokens[begin:end])
-        types.append(examples.types[begin:end])
-        lengths.append(end - begin)
-        labels.append(float(examples.labels[index]))
     n = len(rows)
+    examples = [(getattr(task, split), index) for task, _, index in rows]
+    content = gather(examples) if isinstance(examples[0][0], ImageExamples) else _texts(examples)
     return Batch(
-        tokens=torch.from_numpy(np.concatenate(tokens).astype(np.int64)),
-        types=torch.from_numpy(np.concatenate(types).astype(np.int64)),
-        lengths=torch.tensor(lengths),
-        labels=torch.tensor(labels, dtype=torch.float64),
+        **content,
+        labels=torch.tensor([float(of.labels[index]) for of, index in examples], dtype=torch.float64),
         classes=torch.tensor([task.classes for task, _, _ in rows]),
         owner=torch.zeros(n, dtype=torch.long),
         head=torch.tensor([head for _, head, _ in rows]),
         keys=_row_keys(key, n),
     )
+
+
+def _texts(rows: Sequence[tuple[Examples, int]]) -> dict[str, torch.Tensor]:
+    """Tokens of some examples one after the other, and their lengths: the content of a batch."""
+    spans = [(of, int(of.offsets[index]), int(of.offsets[index + 1])) for of, index in rows]
+    return {
+        "tokens": torch.from_numpy(np.concatenate([of.tokens[begin:end] for of, begin, end in spans]).astype(np.int64)),
+        "types": torch.from_numpy(np.concatenate([of.types[begin:end] for of, begin, end in spans]).astype(np.int64)),
+        "lengths": torch.tensor([end - begin for _, begin, end in spans]),
+    }
 
 
 def _row_keys(key: int, n: int) -> torch.Tensor:

@@ -1,7 +1,8 @@
-"""Load a frozen base model and its tokenizer.
+"""Load a frozen base model with its tokenizer or image transform.
 
 Order of look-up: explicit path > local hub cache > hub (when online) > archive of the package index (``asset:NAME``). Random
-weights only when the name says so: ``tiny:bert``, ``tiny:roberta``, ``tiny:deberta-v2``, ``tiny:deberta``.
+weights only when the name says so: ``tiny:bert``, ``tiny:roberta``, ``tiny:deberta-v2``, ``tiny:deberta``,
+``tiny:vit``, ``tiny:dinov2``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
+from fedquilt.data.transform import Transform
 from fedquilt.errors import ModelError, did_you_mean
+from fedquilt.models import vision
 from fedquilt.models.half import halve
 from fedquilt.rng import derive, generator
 
@@ -25,15 +28,18 @@ if TYPE_CHECKING:
 
 HEADS = ("classifier", "score")  # modules that map features to classes, by the names transformers gives them
 TINY = ("bert", "roberta", "deberta", "deberta-v2")
+Channels = tuple[float, float, float]
 
 
 class ModelConfig(BaseModel):
     """The ``[model]`` table.
 
     Attributes:
-        name: folder, hub id (``bert-base-cased``), ``asset:minilm`` or ``tiny:bert``.
+        name: folder, hub id (``bert-base-cased``), ``asset:minilm``, ``asset:vit-s14`` or ``tiny:bert``.
         revision: of a hub model.
-        max_length: tokens per example; longer ones are cut and counted.
+        max_length: tokens per text; longer ones are cut and counted.
+        image_size: side of the square that an image is cut to, in pixels; None: what the model's preprocessor says.
+        mean, std: of the channels in [0, 1], by which images are normalised; None: what the model's preprocessor says.
         dropout: probability for all dropouts of the base model; None keeps the model's own.
         precision: float32; bfloat16 for the frozen linear maps alone (faster on processors that multiply it); float64 for proofs
             of equality.
@@ -44,13 +50,16 @@ class ModelConfig(BaseModel):
     name: str = "asset:minilm"
     revision: str | None = None
     max_length: int = Field(128, ge=4)
+    image_size: int | None = Field(None, ge=1)
+    mean: Channels | None = None
+    std: Channels | None = None
     dropout: float | None = Field(None, ge=0, lt=1)
     precision: Literal["bfloat16", "float32", "float64"] = "float32"
 
 
 @dataclass
 class Base:
-    """A frozen base model: one per process, shared by all clients."""
+    """A frozen base model: one per process, shared by all clients. It has a tokenizer or, for images, a transform."""
 
     model: Any
     tokenizer: Any
@@ -59,6 +68,7 @@ class Base:
     head: tuple[str, ...]
     dtype: torch.dtype
     source: str
+    transform: Transform | None = None
     _fingerprint: str = field(default="", repr=False)
 
     @property
@@ -81,9 +91,9 @@ def load(config: ModelConfig, *, classes: int, seed: int, root: Path = Path()) -
     """
     kind, _, rest = config.name.partition(":")
     if kind == "tiny":
-        model, tokenizer, source = *_tiny(rest, classes, seed), config.name
+        model, tokenizer, transform, source = *_tiny(config, rest, classes, seed), config.name
     else:
-        model, tokenizer, source = _pretrained(config, _locate(config.name, root), classes)
+        model, tokenizer, transform, source = _pretrained(config, _locate(config.name, root), classes)
     if config.dropout is not None:
         for module in model.modules():
             if isinstance(module, nn.Dropout):
@@ -96,7 +106,7 @@ def load(config: ModelConfig, *, classes: int, seed: int, root: Path = Path()) -
     model.to(dtype).eval().requires_grad_(False)
     if config.precision == "bfloat16":
         halve(model, keep=head)
-    return Base(model, tokenizer, config.name, str(model.config.model_type), head, dtype, source)
+    return Base(model, tokenizer, config.name, str(model.config.model_type), head, dtype, source, transform)
 
 
 def _locate(name: str, root: Path) -> str:
@@ -114,18 +124,22 @@ def _locate(name: str, root: Path) -> str:
     return name
 
 
-def _pretrained(config: ModelConfig, where: str, classes: int) -> tuple[Any, Any, str]:
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+def _pretrained(config: ModelConfig, where: str, classes: int) -> tuple[Any, Any, Transform | None, str]:
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # the report about the freshly initialised head: we initialise it ourselves
+    tokenizer, transform = None, None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, revision=config.revision)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            where, revision=config.revision, num_labels=classes, attn_implementation="eager", ignore_mismatched_sizes=True
-        )
+        if vision.sees_images(AutoConfig.from_pretrained(where, revision=config.revision).model_type):
+            model, transform = vision.pretrained(config, where, classes)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(where, revision=config.revision)
+            model = AutoModelForSequenceClassification.from_pretrained(
+                where, revision=config.revision, num_labels=classes, attn_implementation="eager", ignore_mismatched_sizes=True
+            )
     except (OSError, ValueError) as error:
         raise ModelError(
             f"cannot load a classification model from '{config.name}'",
@@ -135,7 +149,7 @@ def _pretrained(config: ModelConfig, where: str, classes: int) -> tuple[Any, Any
         ) from error
     finally:
         logging.set_verbosity(level)
-    return model, tokenizer, where
+    return model, tokenizer, transform, where
 
 
 def _fresh_head(model: nn.Module, head: tuple[str, ...], seed: int) -> None:
@@ -149,16 +163,19 @@ def _fresh_head(model: nn.Module, head: tuple[str, ...], seed: int) -> None:
                 parameter.copy_(torch.as_tensor(fresh))
 
 
-def _tiny(kind: str, classes: int, seed: int) -> tuple[Any, Any]:
-    """A random model of a few thousand parameters for tests: reads any text, knows nothing."""
+def _tiny(config: ModelConfig, kind: str, classes: int, seed: int) -> tuple[Any, Any, Transform | None]:
+    """A random model of a few thousand parameters for tests: reads any text, or sees any image, and knows nothing."""
     from transformers import AutoModelForSequenceClassification
 
-    if kind not in TINY:
-        raise ModelError(f"unknown tiny model '{kind}'", where="model.name", fix=did_you_mean(kind, TINY))
+    if kind not in (*TINY, *vision.TINY):
+        raise ModelError(f"unknown tiny model '{kind}'", where="model.name", fix=did_you_mean(kind, (*TINY, *vision.TINY)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "tiny"))
+        if kind in vision.TINY:
+            model, transform = vision.tiny(config, kind, classes)
+            return model, None, transform
         model = AutoModelForSequenceClassification.from_config(_tiny_config(kind, classes), attn_implementation="eager")
-    return model, tiny_tokenizer()
+    return model, tiny_tokenizer(), None
 
 
 def _tiny_config(kind: str, classes: int) -> PreTrainedConfig:

@@ -36,11 +36,11 @@ def network(base: Base, adapter: Adapter, *, packed: bool) -> Network:
 
 def packed_form(base: Base) -> type[Packed] | None:
     """How the architecture runs packed; None if it has no packed form."""
-    from fedquilt.models import packed_bert
+    from fedquilt.models import packed_bert, packed_vit, vision
 
     if base.model_type in packed_bert.ARCHITECTURES and base.head == ("classifier",):
         return packed_bert.PackedBert
-    return None
+    return packed_vit.PackedVit if base.model_type in vision.ARCHITECTURES else None
 
 
 def batches_adapters(base: Base, adapter: Adapter) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedquilt import tree
+from fedquilt.models import vision
 from fedquilt.models.dropout import Masks, positions, seed_dropout
 from fedquilt.models.loading import Base
 from fedquilt.models.loss import row_losses, slot_means
@@ -35,8 +36,8 @@ class Padded:
         self.width = int(base.model.config.num_labels)
         self.types = int(getattr(base.model.config, "type_vocab_size", 1))
         self.own_mask = not base.model_type.startswith("deberta")
-        self.pad = int(base.model.config.pad_token_id or 0)
-        self.dtype = base.dtype
+        self.pad = int(getattr(base.model.config, "pad_token_id", None) or 0)
+        self.dtype, self.transform, self.options = base.dtype, base.transform, vision.options(base.model)
         model = copy.deepcopy(base.model)
         self.model: nn.Module = _with_lora(model, base, adapter) if adapter.modules else model
         self.names = {leaf.name: _parameter(leaf.name, leaf.role, base, bool(adapter.modules)) for leaf in adapter.spec.leaves}
@@ -66,16 +67,22 @@ class Padded:
         return torch.cat(out)[torch.argsort(torch.cat(where))]
 
     def _forward(self, state: State, head: int, batch: Batch, *, train: bool) -> Tensor:
-        ids, types, present = pad(batch, self.pad)
-        place = torch.arange(ids.shape[1])
-        mask = present.long() if not self.own_mask else additive_mask(present, self.dtype)
+        inputs = self._texts(batch) if batch.pixels is None else self._images(batch)
+        place = torch.arange(int(batch.lengths.max()))
         values = {self.names[key]: tensor[head] if self.heads > 1 and "/head." in key else tensor for key, tensor in state.items()}
-        inputs = {"input_ids": ids, "token_type_ids": types.clamp(max=self.types - 1), "attention_mask": mask}
         rows = batch.keys if train else None
         with self.masks.active(rows, positions(batch.keys[:, None], place[None]) if train else None):
             result = functional_call(self.model, values, (), inputs)
         logits: Tensor = result.logits
         return logits
+
+    def _texts(self, batch: Batch) -> dict[str, Tensor]:
+        ids, types, present = pad(batch, self.pad)
+        mask = present.long() if not self.own_mask else additive_mask(present, self.dtype)
+        return {"input_ids": ids, "token_type_ids": types.clamp(max=self.types - 1), "attention_mask": mask}
+
+    def _images(self, batch: Batch) -> dict[str, Any]:
+        return {"pixel_values": vision.pixels(batch, self.transform, self.dtype), **self.options}
 
 
 def pad(batch: Batch, pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,7 +116,7 @@ def peft_config(base: Base, adapter: Adapter) -> Any:
         lora_dropout=adapter.dropout,
         target_modules=list(adapter.modules),
         modules_to_save=list(base.head),
-        task_type="SEQ_CLS",
+        task_type=None if base.transform else "SEQ_CLS",  # peft has no type for images: a plain PeftModel
     )
 
 

@@ -13,6 +13,7 @@ import torch
 from fedquilt.adapters.base import Adapter
 from fedquilt.data.encode import Task, encode
 from fedquilt.data.files import default_cache
+from fedquilt.data.images import encode_images
 from fedquilt.data.load import RawTask, load
 from fedquilt.data.partition import Partition, partition
 from fedquilt.data.view import View, make_view
@@ -60,7 +61,7 @@ class Built:
 
 
 def load_tasks(config: RunConfig) -> dict[str, RawTask]:
-    """The texts and labels of all tasks."""
+    """The texts or images and the labels of all tasks."""
     columns = (config.partition.column,) if config.partition.column else ()
     return {task.name: load(task, root=Path(), cache=default_cache(), seed=config.seed, columns=columns) for task in config.tasks}
 
@@ -118,14 +119,30 @@ def build(
     classes = max(1 if raw.kind == "regression" else len(raw.labels) for raw in raws.values())
     say.line(f"loading the model {config.model.name}")
     base = load_base(config.model, classes=classes, seed=config.seed)
-    tasks = {
-        name: encode(raw, base.tokenizer, max_length=config.model.max_length, cache=default_cache()) for name, raw in raws.items()
-    }
+    tasks = {name: encode_task(raw, base, config) for name, raw in raws.items()}
     if config.model.precision == "bfloat16" and not multiplies_half():
         say.line('note: this processor has no bfloat16 products; model.precision = "float32" is faster here')
     for note in (*parts.notes, *(f"{task.name}: {note}" for task in tasks.values() for note in task.notes)):
         say.line(f"note: {note}")
     return assemble(config, base, tasks, parts, tick=tick)
+
+
+def encode_task(raw: RawTask, base: Base, config: RunConfig) -> Task:
+    """What the model sees of a task: token numbers or pixels.
+
+    Raises:
+        ConfigError: images for a model that reads text, or texts for one that sees images.
+    """
+    if raw.has_images != (base.transform is not None):
+        needs, reads, choose = ("images", "text", "asset:vit-s14") if raw.has_images else ("texts", "images", "asset:minilm")
+        raise ConfigError(
+            f"task '{raw.name}' has {needs}, and the model '{base.name}' reads {reads}",
+            where="model.name",
+            fix=f'choose another model, such as name = "{choose}"',
+        )
+    if base.transform is not None:
+        return encode_images(raw, base.transform, cache=default_cache())
+    return encode(raw, base.tokenizer, max_length=config.model.max_length, cache=default_cache())
 
 
 def assemble(config: RunConfig, base: Base, tasks: Mapping[str, Task], parts: Partition, *, tick: Tick | None = None) -> Built:

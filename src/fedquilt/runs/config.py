@@ -106,8 +106,9 @@ def _anchor(raw: dict[str, Any], folder: Path) -> None:
     """Make the relative paths of one file absolute: they are seen from its own folder, whoever extends it."""
     tasks = raw.get("tasks")
     for task in tasks if isinstance(tasks, list) else []:
-        if isinstance(task, dict) and str(task.get("source", "")).startswith("file:"):
-            task["source"] = f"file:{folder / _expanded(task['source'].removeprefix('file:'))}"
+        kind, _, path = str(task.get("source", "")).partition(":") if isinstance(task, dict) else ("", "", "")
+        if kind in ("file", "folder"):
+            task["source"] = f"{kind}:{folder / _expanded(path)}"
     for table, key in (("partition", "file"), ("model", "name")):
         value = raw.get(table, {}).get(key) if isinstance(raw.get(table), dict) else None
         if isinstance(value, str) and (table == "partition" or (folder / value / "config.json").is_file()):
@@ -139,6 +140,11 @@ def parse(raw: dict[str, Any], root: Path) -> RunConfig:
     names = [task.name for task in config.tasks]
     if len(set(names)) < len(names):
         raise ConfigError(f"two tasks have the same name in {names}", where="tasks", fix="give every [[tasks]] its own name")
+    if len({task.image is None for task in config.tasks}) > 1:
+        images = ", ".join(task.name for task in config.tasks if task.image is not None)
+        why = "all tasks of a run share one model, which reads either"
+        fix = "make two runs of them"
+        raise ConfigError(f"text and image tasks in one run; of images: {images}", where="tasks", why=why, fix=fix)
     if "name" not in config.method:
         raise ConfigError("'name' is required", where="method.name", fix="one of: " + ", ".join(registry.names("fedquilt.methods")))
     return config

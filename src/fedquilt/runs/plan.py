@@ -80,7 +80,8 @@ def _memory(built: Any, trained: int) -> int:
 
     model, size = built.base.model, built.base.dtype.itemsize
     base = sum(p.numel() for p in model.parameters()) * size
-    tokens = TOKEN_BUDGET if built.config.engine == "vectorised" else built.method.local.batch * built.config.model.max_length
+    longest = built.base.transform.tokens if built.base.transform else built.config.model.max_length
+    tokens = TOKEN_BUDGET if built.config.engine == "vectorised" else built.method.local.batch * longest
     activations = tokens * 13 * int(model.config.hidden_size) * int(model.config.num_hidden_layers) * size
     slots = min(len(built.view.slots), built.config.cohort)
     return int(base + activations + 4 * slots * trained * size)

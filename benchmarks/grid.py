@@ -1,9 +1,10 @@
-"""FL-TAC against its baselines on the five GLUE tasks of its paper: every configuration of configs/glue, several seeds.
+"""FL-TAC against its baselines, several seeds: every configuration of configs/FAMILY.
 
-    FEDQUILT_DATA=FOLDER python benchmarks/fltac_glue.py [--seeds 0 1 2] [--only fltac fedit-r1] [--out runs/glue] [--set a.b=c]
+    FEDQUILT_DATA=FOLDER python benchmarks/grid.py [FAMILY] [--seeds 0 1 2] [--only fltac fedit-r1] [--out runs] [--set a.b=c]
 
-Finished runs are kept, interrupted ones resumed; at the end a Markdown table of mean and standard deviation over the seeds is
-printed, with the clustering accuracy after every evaluated round.
+FAMILY is glue (the five GLUE tasks of the FL-TAC paper on MiniLM) or cifar (CIFAR-10 and CIFAR-100 on a ViT-S/14); without one both
+are run. Finished runs are kept, interrupted ones resumed; at the end a Markdown table of mean and standard deviation over the seeds
+is printed, with the clustering accuracy after every evaluated round.
 """
 
 from __future__ import annotations
@@ -18,17 +19,20 @@ from fedquilt.cli.progress import make_progress
 from fedquilt.runs.config import load_config
 from fedquilt.runs.launch import resume, run
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "glue"
-NAMES = ("fltac", "fltac-paper", "fedit-r1", "fedit-r5", "fedit-r16", "local", "centralised")
+CONFIGS = Path(__file__).parents[1] / "configs"
+FAMILIES = {
+    "glue": ("fltac", "fltac-paper", "fedit-r1", "fedit-r5", "fedit-r16", "local", "centralised"),
+    "cifar": ("fltac", "fedit-r1", "fedit-r2", "local", "centralised"),
+}
 
 
-def ensure(name: str, seed: int, folder: Path, overrides: list[str]) -> dict[str, Any]:
+def ensure(config: Path, seed: int, folder: Path, overrides: list[str]) -> dict[str, Any]:
     """The summary of a run; trained if it is not there."""
     if not (folder / "summary.json").exists():
         if (folder / "hub.json").exists():
             resume(folder, progress=make_progress())
         else:
-            run(load_config(CONFIGS / f"{name}.toml", [f"seed={seed}", *overrides]), directory=folder, progress=make_progress())
+            run(load_config(config, [f"seed={seed}", *overrides]), directory=folder, progress=make_progress())
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     summary["rounds_clustering"] = [
         (e["round"], e["clustering"]["accuracy"])
@@ -64,19 +68,30 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", nargs="+", default=list(NAMES), choices=NAMES)
-    parser.add_argument("--out", type=Path, default=Path("runs/glue"))
-    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="A.B=C")
-    arguments = parser.parse_args()
+def grid(family: str, arguments: argparse.Namespace) -> str:
+    """Run what is missing of one family; its table."""
     results: dict[str, list[dict[str, Any]]] = {}
     for seed in arguments.seeds:
-        for name in arguments.only:
-            found = ensure(name, seed, arguments.out / f"{name}-{seed}", arguments.overrides)
-            results.setdefault(name, []).append(found)
-    print(table(results))
+        for name in arguments.only or FAMILIES[family]:
+            config, folder = CONFIGS / family / f"{name}.toml", arguments.out / family / f"{name}-{seed}"
+            results.setdefault(name, []).append(ensure(config, seed, folder, arguments.overrides))
+    return table(results)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("family", nargs="?", choices=FAMILIES)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="default: all configurations of the family")
+    parser.add_argument("--out", type=Path, default=Path("runs"))
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="A.B=C")
+    arguments = parser.parse_args()
+    families = [arguments.family] if arguments.family else list(FAMILIES)
+    for family in families:
+        if unknown := set(arguments.only) - set(FAMILIES[family]):
+            parser.error(f"{', '.join(sorted(unknown))}: not among {', '.join(FAMILIES[family])} of {family}")
+    for family in families:
+        print(grid(family, arguments))
 
 
 if __name__ == "__main__":
