@@ -101,7 +101,7 @@ class Evaluator:
         """The evaluation split in passes of similar length, assembled once."""
         if task.name not in self._batches:
             lengths = task.evaluation.lengths
-            order = np.argsort(lengths, kind="stable")
+            order = task.evaluation.usable(np.argsort(lengths, kind="stable"))
             part = (np.cumsum(lengths[order]) - 1) // EVALUATION_TOKENS
             head = self.heads.get(task.name, 0)
             self._batches[task.name] = [
