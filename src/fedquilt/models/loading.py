@@ -1,7 +1,8 @@
 """Load a frozen base model and its tokenizer.
 
 Order of look-up: explicit path > local hub cache > hub (when online) > archive of the package index (``asset:NAME``). Random
-weights only when the name says so: ``tiny:bert``, ``tiny:roberta``, ``tiny:deberta-v2``, ``tiny:deberta``.
+weights only when the name says so: ``tiny:bert``, ``tiny:roberta``, ``tiny:deberta-v2``, ``tiny:deberta``, ``tiny:llama``,
+``tiny:gpt2``.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class ModelConfig(BaseModel):
     """The ``[model]`` table.
 
     Attributes:
-        name: folder, hub id (``bert-base-cased``), ``asset:minilm`` or ``tiny:bert``.
+        name: folder, hub id (``bert-base-cased``), ``asset:minilm``, ``asset:smollm2`` or ``tiny:bert``.
         revision: of a hub model.
         max_length: tokens per example; longer ones are cut and counted.
         dropout: probability for all dropouts of the base model; None keeps the model's own.
@@ -76,14 +77,20 @@ class Base:
 def load(config: ModelConfig, *, classes: int, seed: int, root: Path = Path()) -> Base:
     """The base model with a seeded fresh head of ``classes`` outputs, all parameters frozen, in evaluation mode.
 
+    ``classes=0``: a causal language model, which has no head (:mod:`fedquilt.models.causal`).
+
     Raises:
         ModelError: nothing found under the name, or a model without a classification head.
     """
+    if classes == 0:
+        from fedquilt.models.causal import load_causal
+
+        return load_causal(config, seed=seed, root=root)
     kind, _, rest = config.name.partition(":")
     if kind == "tiny":
         model, tokenizer, source = *_tiny(rest, classes, seed), config.name
     else:
-        model, tokenizer, source = _pretrained(config, _locate(config.name, root), classes)
+        model, tokenizer, source = _pretrained(config, locate(config.name, root), classes)
     if config.dropout is not None:
         for module in model.modules():
             if isinstance(module, nn.Dropout):
@@ -99,7 +106,7 @@ def load(config: ModelConfig, *, classes: int, seed: int, root: Path = Path()) -
     return Base(model, tokenizer, config.name, str(model.config.model_type), head, dtype, source)
 
 
-def _locate(name: str, root: Path) -> str:
+def locate(name: str, root: Path) -> str:
     """A folder, or the hub id unchanged."""
     kind, _, rest = name.partition(":")
     if kind == "asset" and rest:
