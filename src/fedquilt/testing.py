@@ -5,13 +5,14 @@
     def test_my_method() -> None:
         check_method("my_method", lr=1e-2, steps=2)
 
-It needs no network and no data: a random BERT of a few thousand parameters and three synthetic tasks.
+It needs no network and no data: a random BERT of a few thousand parameters and three synthetic tasks; with
+``kind="generation"`` a random Llama and three tasks of prompts and responses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from fedquilt import tree
 from fedquilt.clock import Drive
 from fedquilt.data.encode import Examples, Task
 from fedquilt.data.partition import Partition
+from fedquilt.data.spec import Kind
 from fedquilt.errors import CompositionError
 from fedquilt.meter import Meter
 from fedquilt.models.loading import Base, load
@@ -35,15 +37,23 @@ SIZES: Mapping[str, Sequence[int]] = {"colour": (9, 4, 0, 7), "amount": (5, 0, 1
 CLASSES: Mapping[str, int] = {"colour": 2, "amount": 3, "shape": 2}
 
 
-def tiny_tasks(seed: int = 0) -> dict[str, Task]:
+def tiny_tasks(seed: int = 0, kind: Kind = "classification") -> dict[str, Task]:
     """Three tasks of random words (2, 3 and 2 labels), made of token ids of the tiny models; one client holds one sample."""
-    return {name: _task(name, sum(sizes), seed) for name, sizes in SIZES.items()}
+    return {name: _task(name, sum(sizes), seed, kind) for name, sizes in SIZES.items()}
 
 
-def _task(name: str, rows: int, seed: int) -> Task:
-    classes = CLASSES[name]
-    train, evaluation = (_examples(n, classes, seed, name, part) for n, part in ((rows, "train"), (12, "evaluation")))
-    return Task(name, "classification", tuple(str(c) for c in range(classes)), ("accuracy",), train, evaluation)
+def _task(name: str, rows: int, seed: int, kind: Kind) -> Task:
+    classes = 0 if kind == "generation" else CLASSES[name]
+    train, evaluation = (_examples(n, max(classes, 1), seed, name, part) for n, part in ((rows, "train"), (12, "evaluation")))
+    if kind == "generation":
+        return Task(name, kind, (), ("loss", "perplexity"), _answered(train), _answered(evaluation))
+    return Task(name, kind, tuple(str(c) for c in range(classes)), ("accuracy",), train, evaluation)
+
+
+def _answered(examples: Examples) -> Examples:
+    """The second half of every text is its response."""
+    types = [np.arange(length) >= length // 2 for length in examples.lengths]
+    return replace(examples, types=np.concatenate(types).astype(np.uint8))
 
 
 def _examples(rows: int, classes: int, seed: int, *salt: str) -> Examples:
@@ -63,10 +73,11 @@ def tiny_partition() -> Partition:
     return Partition(parts, "file")
 
 
-def tiny_config(name: str, **tables: Any) -> RunConfig:
+def tiny_config(name: str, kind: Kind = "classification", **tables: Any) -> RunConfig:
     """A run of two rounds in float64 on one thread; ``tables`` are those of a config file."""
-    tasks = [{"name": task, "source": "file:unused.csv"} for task in SIZES]
-    raw: dict[str, Any] = {"rounds": 2, "threads": 1, "tasks": tasks, "model": {"name": "tiny:bert", "precision": "float64"}}
+    tasks = [{"name": task, "source": "file:unused.csv", "kind": kind} for task in SIZES]
+    model = {"name": "tiny:llama" if kind == "generation" else "tiny:bert", "precision": "float64"}
+    raw: dict[str, Any] = {"rounds": 2, "threads": 1, "tasks": tasks, "model": model}
     method = {"name": name, **tables.pop("method", {})}
     return parse({**raw, **tables, "method": method}, root=Path())
 
@@ -74,7 +85,8 @@ def tiny_config(name: str, **tables: Any) -> RunConfig:
 def tiny_base(config: RunConfig) -> Base:
     """The random base model of a tiny run."""
     torch.set_num_threads(1)
-    return load(config.model, classes=max(CLASSES.values()), seed=config.seed)
+    classes = 0 if config.tasks[0].kind == "generation" else max(CLASSES.values())
+    return load(config.model, classes=classes, seed=config.seed)
 
 
 @dataclass(frozen=True)
@@ -107,7 +119,7 @@ class Nowhere:
 
 def run_tiny(config: RunConfig, base: Base | None = None) -> Outcome:
     """Run a tiny configuration in memory: no files, no evaluation."""
-    built = assemble(config, base or tiny_base(config), tiny_tasks(config.seed), tiny_partition())
+    built = assemble(config, base or tiny_base(config), tiny_tasks(config.seed, config.tasks[0].kind), tiny_partition())
     journal = Nowhere()
     drive = Drive(
         built.program,
@@ -125,13 +137,14 @@ def run_tiny(config: RunConfig, base: Base | None = None) -> Outcome:
     return Outcome(hub, built.engine.memory(), [dict(line) for line in journal.records.get("rounds.jsonl", [])], built)
 
 
-def check_method(name: str, *, tables: Mapping[str, Any] | None = None, **options: Any) -> list[str]:
+def check_method(name: str, *, kind: Kind = "classification", tables: Mapping[str, Any] | None = None, **options: Any) -> list[str]:
     """Run a registered method on both engines and check what every method owes; returns the names of the passed checks.
 
     Checks: it composes; both engines agree to 1e-10 in float64; a second run gives the same bits; nothing but finite numbers;
     the base model did not change; what travels is trained; the state survives a round trip through a file.
 
     Args:
+        kind: of the tasks.
         tables: of the configuration besides ``[method]``, such as ``{"adapter": {"dropout": 0.1}}``.
         options: of the method.
 
@@ -139,7 +152,7 @@ def check_method(name: str, *, tables: Mapping[str, Any] | None = None, **option
         CompositionError: naming the first check that failed.
         ConfigError: unknown method or options.
     """
-    config = tiny_config(name, **{**(tables or {}), "method": options})
+    config = tiny_config(name, kind, **{**(tables or {}), "method": options})
     base = tiny_base(config)
     before = base.fingerprint
     fast, again = run_tiny(config, base), run_tiny(config, base)

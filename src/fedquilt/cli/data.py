@@ -85,7 +85,7 @@ def _describe(raw: RawTask) -> dict[str, Any]:
 
 
 def _labels(record: dict[str, Any]) -> str:
-    if record["kind"] == "generation":
+    if record["labels"] is None and record["range"] is None:
         return "–"
     if record["labels"] is None:
         low, high = record["range"]

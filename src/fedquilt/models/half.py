@@ -36,7 +36,7 @@ def half_conv1d() -> type[nn.Module]:
     """GPT-2's linear map, weight ``[in, out]``, in the same way. Made here, for importing its base class takes a second."""
     from transformers.pytorch_utils import Conv1D
 
-    class HalfConv1D(Conv1D):  # type: ignore[misc]
+    class HalfConv1D(Conv1D):
         def forward(self, x: Tensor) -> Tensor:
             return F.linear(x.to(HALF), self.weight.t().to(HALF), self.bias.to(HALF)).to(x.dtype)
 
