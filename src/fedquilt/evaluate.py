@@ -21,6 +21,7 @@ from fedquilt.data.view import View
 from fedquilt.engine.base import Engine
 from fedquilt.engine.batches import assemble
 from fedquilt.models.network import Network
+from fedquilt.models.scoring import TextScores
 from fedquilt.types import Batch, Hub, Slot, Spec, State
 
 EVALUATION_TOKENS = 8000  # tokens per forward pass
@@ -34,6 +35,8 @@ class Evaluator:
     view: View
     spec: Spec
     heads: Mapping[str, int] = field(default_factory=dict)
+    texts: TextScores | None = None
+    """Scores of generation tasks; None where there are none."""
     _batches: dict[str, list[Batch]] = field(default_factory=dict)
 
     def __call__(self, hub: Hub, engine: Engine, shared: bool) -> dict[str, Any]:
@@ -82,9 +85,26 @@ class Evaluator:
     def _scores(self, cache: dict[tuple[object, str], dict[str, float]], key: object, state: State, name: str) -> dict[str, float]:
         if (key, name) not in cache:
             task = self.view.tasks[name]
-            predictions, labels = self.predict(state, name)
-            cache[key, name] = {m: float(metric(m)(predictions, labels)) for m in task.metrics}
+            cache[key, name] = self._texts(task, state) if task.kind == "generation" else self._classes(task, state)
         return cache[key, name]
+
+    def _classes(self, task: Task, state: State) -> dict[str, float]:
+        predictions, labels = self.predict(state, task.name)
+        return {m: float(metric(m)(predictions, labels)) for m in task.metrics}
+
+    def _texts(self, task: Task, state: State) -> dict[str, float]:
+        """The task's metrics, the primary one first, and ROUGE-L whenever texts are generated."""
+        if self.texts is None:
+            raise ValueError(f"task {task.name!r} needs an evaluator with text scores")
+        stack = {key: tensor[None] for key, tensor in state.items()}
+        found = self.texts(stack, self._split(task), self.prompts(task, self.texts.rows))
+        return {m: found[m] for m in (*task.metrics, *(["rouge_l"] if self.texts.rows else [])) if m in found}
+
+    def prompts(self, task: Task, most: int) -> Batch | None:
+        """Up to ``most`` evaluation rows, evenly spaced; None for none."""
+        rows = task.evaluation.usable(np.arange(len(task.evaluation)))
+        chosen = rows[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int))]
+        return assemble([(task, 0, int(i)) for i in chosen], 0, split="evaluation") if most else None
 
     def predict(self, state: State, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
         """(predictions, labels) of one adapter on a task's evaluation split: classes, or values of a regression."""
@@ -101,7 +121,7 @@ class Evaluator:
         """The evaluation split in passes of similar length, assembled once."""
         if task.name not in self._batches:
             lengths = task.evaluation.lengths
-            order = np.argsort(lengths, kind="stable")
+            order = task.evaluation.usable(np.argsort(lengths, kind="stable"))
             part = (np.cumsum(lengths[order]) - 1) // EVALUATION_TOKENS
             head = self.heads.get(task.name, 0)
             self._batches[task.name] = [

@@ -6,13 +6,14 @@
         check_method("my_method", lr=1e-2, steps=2)
 
 It needs no network and no data: a random BERT of a few thousand parameters and three synthetic tasks. With
-``tables={"model": {"name": "tiny:vit", "precision": "float64"}}`` it is a random vision transformer and images of noise.
+``tables={"model": {"name": "tiny:vit", "precision": "float64"}}`` it is a random vision transformer and images of noise; with
+``kind="generation"`` a random Llama and three tasks of prompts and responses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from fedquilt.clock import Drive
 from fedquilt.data.encode import Examples, Task
 from fedquilt.data.images import ImageExamples
 from fedquilt.data.partition import Partition
+from fedquilt.data.spec import Kind
 from fedquilt.data.transform import Transform
 from fedquilt.errors import CompositionError
 from fedquilt.meter import Meter
@@ -38,19 +40,29 @@ SIZES: Mapping[str, Sequence[int]] = {"colour": (9, 4, 0, 7), "amount": (5, 0, 1
 CLASSES: Mapping[str, int] = {"colour": 2, "amount": 3, "shape": 2}
 
 
-def tiny_tasks(seed: int = 0, transform: Transform | None = None) -> dict[str, Task]:
+def tiny_tasks(seed: int = 0, kind: Kind = "classification", transform: Transform | None = None) -> dict[str, Task]:
     """Three tasks (2, 3 and 2 labels) of random words of the tiny models, or of noise images; one client holds one sample."""
-    return {name: _task(name, sum(sizes), seed, transform) for name, sizes in SIZES.items()}
+    return {name: _task(name, sum(sizes), seed, kind, transform) for name, sizes in SIZES.items()}
 
 
-def _task(name: str, rows: int, seed: int, transform: Transform | None) -> Task:
-    labels = tuple(map(str, range(CLASSES[name])))
+def _task(name: str, rows: int, seed: int, kind: Kind, transform: Transform | None) -> Task:
+    classes = 0 if kind == "generation" else CLASSES[name]
 
     def part(n: int, which: str) -> Examples | ImageExamples:
         salt = (seed, name, which)
-        return _examples(n, len(labels), *salt) if transform is None else _images(n, len(labels), transform, *salt)
+        if transform is not None:
+            return _images(n, classes, transform, *salt)
+        examples = _examples(n, max(classes, 1), *salt)
+        return _answered(examples) if kind == "generation" else examples
 
-    return Task(name, "classification", labels, ("accuracy",), part(rows, "train"), part(12, "evaluation"))
+    metrics = ("loss", "perplexity") if kind == "generation" else ("accuracy",)
+    return Task(name, kind, tuple(map(str, range(classes))), metrics, part(rows, "train"), part(12, "evaluation"))
+
+
+def _answered(examples: Examples) -> Examples:
+    """The second half of every text is its response."""
+    types = [np.arange(length) >= length // 2 for length in examples.lengths]
+    return replace(examples, types=np.concatenate(types).astype(np.uint8))
 
 
 def _examples(rows: int, classes: int, seed: int, *salt: str) -> Examples:
@@ -76,10 +88,11 @@ def tiny_partition() -> Partition:
     return Partition(parts, "file")
 
 
-def tiny_config(name: str, **tables: Any) -> RunConfig:
+def tiny_config(name: str, kind: Kind = "classification", **tables: Any) -> RunConfig:
     """A run of two rounds in float64 on one thread; ``tables`` are those of a config file."""
-    tasks = [{"name": task, "source": "file:unused.csv"} for task in SIZES]
-    raw: dict[str, Any] = {"rounds": 2, "threads": 1, "tasks": tasks, "model": {"name": "tiny:bert", "precision": "float64"}}
+    tasks = [{"name": task, "source": "file:unused.csv", "kind": kind} for task in SIZES]
+    model = {"name": "tiny:llama" if kind == "generation" else "tiny:bert", "precision": "float64"}
+    raw: dict[str, Any] = {"rounds": 2, "threads": 1, "tasks": tasks, "model": model}
     method = {"name": name, **tables.pop("method", {})}
     return parse({**raw, **tables, "method": method}, root=Path())
 
@@ -87,7 +100,8 @@ def tiny_config(name: str, **tables: Any) -> RunConfig:
 def tiny_base(config: RunConfig) -> Base:
     """The random base model of a tiny run."""
     torch.set_num_threads(1)
-    return load(config.model, classes=max(CLASSES.values()), seed=config.seed)
+    classes = 0 if config.tasks[0].kind == "generation" else max(CLASSES.values())
+    return load(config.model, classes=classes, seed=config.seed)
 
 
 @dataclass(frozen=True)
@@ -121,7 +135,7 @@ class Nowhere:
 def run_tiny(config: RunConfig, base: Base | None = None) -> Outcome:
     """Run a tiny configuration in memory: no files, no evaluation."""
     base = base or tiny_base(config)
-    built = assemble(config, base, tiny_tasks(config.seed, base.transform), tiny_partition())
+    built = assemble(config, base, tiny_tasks(config.seed, config.tasks[0].kind, base.transform), tiny_partition())
     journal = Nowhere()
     drive = Drive(
         built.program,
@@ -139,13 +153,14 @@ def run_tiny(config: RunConfig, base: Base | None = None) -> Outcome:
     return Outcome(hub, built.engine.memory(), [dict(line) for line in journal.records.get("rounds.jsonl", [])], built)
 
 
-def check_method(name: str, *, tables: Mapping[str, Any] | None = None, **options: Any) -> list[str]:
+def check_method(name: str, *, kind: Kind = "classification", tables: Mapping[str, Any] | None = None, **options: Any) -> list[str]:
     """Run a registered method on both engines and check what every method owes; returns the names of the passed checks.
 
     Checks: it composes; both engines agree to 1e-10 in float64; a second run gives the same bits; nothing but finite numbers;
     the base model did not change; what travels is trained; the state survives a round trip through a file.
 
     Args:
+        kind: of the tasks.
         tables: of the configuration besides ``[method]``, such as ``{"adapter": {"dropout": 0.1}}``.
         options: of the method.
 
@@ -153,7 +168,7 @@ def check_method(name: str, *, tables: Mapping[str, Any] | None = None, **option
         CompositionError: naming the first check that failed.
         ConfigError: unknown method or options.
     """
-    config = tiny_config(name, **{**(tables or {}), "method": options})
+    config = tiny_config(name, kind, **{**(tables or {}), "method": options})
     base = tiny_base(config)
     before = base.fingerprint
     fast, again = run_tiny(config, base), run_tiny(config, base)

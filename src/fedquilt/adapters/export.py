@@ -54,7 +54,10 @@ def _peft(base: Base, adapter: Adapter, state: State, folder: Path) -> None:
 def _transformers(base: Base, state: State, folder: Path) -> None:
     model: Any = base.model
     values = {head_key(key) if "/head." in key else weight_key(key): tensor for key, tensor in state.items()}
-    full = {name: values.get(name, tensor).contiguous() for name, tensor in model.state_dict().items()}
+    # A tensor that the model uses under two names (tied output map) has one leaf, under the first of them.
+    first = {id(tensor): name for name, tensor in model.named_parameters()}
+    shared = {name: first[id(tensor)] for name, tensor in model.named_parameters(remove_duplicate=False)}
+    full = {name: values.get(shared.get(name, name), tensor).contiguous() for name, tensor in model.state_dict().items()}
     try:
         model.save_pretrained(folder, state_dict=full)
     except (OSError, SafetensorError) as error:
@@ -80,6 +83,8 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _card(base: Base, title: str) -> str:
+    if not base.head:
+        return _text_card(base, title)
     classes = int(base.model.config.num_labels)
     kind = "Sequence" if base.transform is None else "Image"
     return f"""# {title}
@@ -112,5 +117,20 @@ from PIL import Image, ImageOps
 image = ImageOps.fit(Image.open("FILE").convert("RGB"), ({how.size}, {how.size}), Image.Resampling.BICUBIC)
 pixels = (torch.tensor(np.asarray(image)) / 255 - torch.tensor({list(how.mean)})) / torch.tensor({list(how.std)})
 logits = model(pixel_values=pixels.permute(2, 0, 1)[None].float(){call}).logits
+```
+"""
+
+
+def _text_card(base: Base, title: str) -> str:
+    return f"""# {title}
+
+Trained with fedquilt on `{base.source}`, a causal language model.
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained("{base.source}")
+model = PeftModel.from_pretrained(base, ".")
 ```
 """

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from fedquilt.adapters.base import Adapter, HeadPolicy, as_dtype, head_leaves
 from fedquilt.models.loading import Base
-from fedquilt.models.roles import resolve
+from fedquilt.models.roles import resolve, sides
 from fedquilt.rng import generator
 from fedquilt.types import Leaf, Spec
 
@@ -38,8 +38,7 @@ def lora(
     leaves: list[Leaf] = []
     init = {}
     for index, name in enumerate(modules):
-        linear = base.model.get_submodule(name)
-        out_features, in_features = int(linear.out_features), int(linear.in_features)
+        out_features, in_features = sides(base.model.get_submodule(name))
         bound = 1 / math.sqrt(in_features)
         a = torch.rand((rank, in_features), generator=generator(seed, "lora", name), dtype=torch.float64) * 2 * bound - bound
         leaves.append(Leaf(f"{name}/lora_A", (rank, in_features), "lora_A", index, 0, base.dtype))

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from fedquilt.adapters.base import Adapter, HeadPolicy, as_dtype, head_leaves
+from fedquilt.errors import ModelError
 from fedquilt.models.loading import Base
 from fedquilt.types import Leaf, Spec
 
 
 def head(base: Base, *, seed: int, heads: int = 1, head: HeadPolicy = "federated") -> Adapter:
-    """Linear probing: only the classification head trains (what a frozen encoder gives for free)."""
+    """Linear probing: only the classification head trains (what a frozen encoder gives for free).
+
+    Raises:
+        ModelError: a model without a head.
+    """
+    if not base.head:
+        raise ModelError(
+            f"'{base.name}' is a language model and has no classification head to train",
+            where="adapter.family",
+            fix="choose a method that trains LoRA, such as fedit",
+        )
     leaves, init = head_leaves(base, head, heads, 0)
     return Adapter(Spec("head", tuple(leaves), head=head), as_dtype(init, base.dtype), heads=heads)
 

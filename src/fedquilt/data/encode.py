@@ -7,12 +7,14 @@ import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedquilt.data import prompts
 from fedquilt.data.files import replacing
 from fedquilt.data.load import RawSplit, RawTask
 from fedquilt.data.spec import Kind
@@ -40,13 +42,15 @@ class Examples:
     tokens: NDArray[np.int32]
     """``[T]`` token numbers of all examples, one after the other, special tokens included."""
     types: NDArray[np.uint8]
-    """``[T]`` 1 in the second text of a pair (if the model distinguishes them), else 0."""
+    """``[T]`` 1 in the second text of a pair (if the model distinguishes them) and in responses, else 0."""
     offsets: NDArray[np.int64]
     """``[n + 1]``."""
     labels: NDArray[np.float64]
     """``[n]`` class numbers or values."""
     truncated: int = 0
     """How many texts were longer than the limit."""
+    skipped: tuple[int, ...] = ()
+    """Examples that are left out, since the prompt leaves no room for a response; they keep their number and have no tokens."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -55,6 +59,10 @@ class Examples:
     def lengths(self) -> NDArray[np.int64]:
         """``[n]`` tokens of each example."""
         return np.diff(self.offsets)
+
+    def usable(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """``rows`` without the skipped ones."""
+        return rows[~np.isin(rows, self.skipped)] if self.skipped else rows
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,7 @@ class Task:
 
     @property
     def classes(self) -> int:
-        """Outputs that the model's head needs: 1 for regression."""
+        """Outputs that the model's head needs: 1 for regression, 0 for generation."""
         return 1 if self.kind == "regression" else len(self.labels)
 
 
@@ -81,17 +89,23 @@ def encode(raw: RawTask, tokenizer: Tokenizer, *, max_length: int, cache: Path) 
     The cache file is named by a hash of the tokenizer, the texts and the length; a damaged one is rebuilt.
 
     Raises:
-        DataError: ``max_length`` leaves no room for a token beside the special ones.
+        DataError: ``max_length`` leaves no room for a token beside the special ones, or for no response of a split.
         StateError: the cache folder cannot be written.
     """
     identity = fingerprint(tokenizer)
-    train = _encode_split(raw.train, tokenizer, identity, max_length, cache)
-    evaluation = _encode_split(raw.evaluation, tokenizer, identity, max_length, cache)
+    train = _encode_split(raw, raw.train, tokenizer, identity, max_length, cache)
+    evaluation = _encode_split(raw, raw.evaluation, tokenizer, identity, max_length, cache)
     notes = list(raw.notes)
     for part, examples in (("train", train), ("evaluation", evaluation)):
         if examples.truncated:
             share = 100 * examples.truncated / len(examples)
             notes.append(f"{part}: {examples.truncated:,} texts ({share:.1f} %) cut to {max_length} tokens")
+        if examples.skipped:
+            _check_left(raw.name, part, examples, max_length)
+            n = len(examples.skipped)
+            notes.append(
+                f"{part}: {n:,} examples ({100 * n / len(examples):.1f} %) skipped, their prompts fill {max_length} tokens"
+            )
     return Task(raw.name, raw.kind, raw.labels, raw.metrics, train, evaluation, tuple(notes))
 
 
@@ -107,15 +121,31 @@ def fingerprint(tokenizer: Tokenizer) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _encode_split(split: RawSplit, tokenizer: Tokenizer, identity: str, max_length: int, cache: Path) -> Examples:
-    path = cache / "tokens" / f"{_key(split.texts, identity, max_length)}.npz"
+def _encode_split(raw: RawTask, split: RawSplit, tokenizer: Tokenizer, identity: str, max_length: int, cache: Path) -> Examples:
+    texts: Sequence[tuple[str, ...]] = split.texts
+    generation = raw.kind == "generation"
+    if generation:
+        texts = prompts.render(split.texts, raw.prompt, tokenizer)
+        identity = f"{identity} {raw.prompt} {getattr(tokenizer, 'eos_token_id', None)}"
+    path = cache / "tokens" / f"{_key(texts, identity, max_length)}.npz"
     arrays = _read(path, len(split))
     if arrays is None:
-        arrays = _tokenise(split.texts, tokenizer, max_length)
+        make = partial(prompts.tokenise, prompt=raw.prompt) if generation else _tokenise
+        arrays = make(texts, tokenizer=tokenizer, max_length=max_length)
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
     tokens, types, offsets = arrays["tokens"], arrays["types"], arrays["offsets"]
-    return Examples(tokens, types, offsets, split.labels.astype(np.float64), int(arrays["truncated"]))
+    skipped = tuple(np.flatnonzero(np.diff(offsets) == 0).tolist()) if generation else ()
+    return Examples(tokens, types, offsets, split.labels.astype(np.float64), int(arrays["truncated"]), skipped)
+
+
+def _check_left(name: str, part: str, examples: Examples, max_length: int) -> None:
+    if len(examples.skipped) == len(examples):
+        raise DataError(
+            f"every prompt of the {part} rows fills max_length = {max_length} tokens: no response fits behind one",
+            where=f"task {name!r}, model.max_length",
+            fix="raise model.max_length, or leave the task out",
+        )
 
 
 def _key(texts: Sequence[tuple[str, ...]], identity: str, max_length: int) -> str:

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedquilt.data import assets, labels, pictures
-from fedquilt.data.spec import Kind, TaskConfig
+from fedquilt.data.select import filtered, parted
+from fedquilt.data.spec import Kind, Prompt, TaskConfig
 from fedquilt.data.tables import Table, pick, read_file, read_hub
 from fedquilt.data.transform import Content
 from fedquilt.errors import DataError
@@ -21,12 +22,12 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class RawSplit:
-    """``n`` rows: one or two texts, or an image, and a label each."""
+    """``n`` rows: one or two texts, or an image, and a label each; for generation instruction, context and response, no label."""
 
     texts: tuple[tuple[str, ...], ...]
     """Empty where there are images."""
     labels: NDArray[np.int64] | NDArray[np.float64]
-    """``[n]`` class numbers (int64) or values to be predicted (float64)."""
+    """``[n]`` class numbers (int64) or values to be predicted (float64); zeros for generation."""
     columns: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
     """Further columns ``[n]``, for partitions by column."""
     images: tuple[Content, ...] = ()
@@ -54,6 +55,8 @@ class RawTask:
     train: RawSplit
     evaluation: RawSplit
     notes: tuple[str, ...] = ()
+    prompt: Prompt = "chat"
+    """How instruction and context become a prompt, where the kind is generation."""
 
     @property
     def has_images(self) -> bool:
@@ -75,19 +78,21 @@ def load(task: TaskConfig, *, root: Path, cache: Path, seed: int, columns: Seque
         DataError: a source, file, split or column is missing, a label is null or outside the set, or a split has no usable row.
     """
     _check_eval_split(task)
-    wanted = [*([task.image] if task.image else task.text), task.label]
-    train_table = _read(task, task.train_split, [*wanted, *columns], root, cache, say)
+    wanted = [*task.columns, *([] if task.kind == "generation" else [task.label]), *task.where]
+    train_table = filtered(_read(task, task.train_split, [*wanted, *task.eval_where, *columns], root, cache, say), task.where)
+    train_table, chosen = parted(train_table, task.eval_where) if task.eval_where else (train_table, None)
     names = _label_names(task, train_table)
     notes: list[str] = []
     train = _split(task, train_table, names, columns, "train", notes, cache)
-    if task.eval_split is None:
+    if task.eval_split is not None:
+        chosen = filtered(_read(task, task.eval_split, wanted, root, cache, say), task.where)
+    if chosen is None:
         train, evaluation = _hold_out(task, train, seed, notes)
     else:
-        table = _read(task, task.eval_split, wanted, root, cache, say)
-        evaluation = _split(task, table, names, (), "evaluation", notes, cache)
+        evaluation = _split(task, chosen, names, (), "evaluation", notes, cache)
     train = _subset(train, task.max_train, seed, (task.name, "train"), notes)
     evaluation = _subset(evaluation, task.max_eval, seed, (task.name, "evaluation"), notes)
-    return RawTask(task.name, task.kind, names, task.metrics, train, evaluation, tuple(notes))
+    return RawTask(task.name, task.kind, names, task.metrics, train, evaluation, tuple(notes), task.prompt)
 
 
 def _read(task: TaskConfig, split: str, wanted: Sequence[str], root: Path, cache: Path, say: Say | None) -> Table:
@@ -97,7 +102,7 @@ def _read(task: TaskConfig, split: str, wanted: Sequence[str], root: Path, cache
         return read_hub(repo, config or None, split, wanted, task.label, task.image)
     path = root / Path(rest.replace("{split}", split)).expanduser()
     if kind == "file":
-        return read_file(path, wanted, task.text)
+        return read_file(path, wanted, () if task.image else task.columns)
     if kind == "folder":
         table = pictures.read_folder(path, str(task.image), task.label)
         pick(list(table.columns), wanted, table.where)
@@ -119,7 +124,7 @@ def _check_eval_split(task: TaskConfig) -> None:
 
 
 def _label_names(task: TaskConfig, table: Table) -> tuple[str, ...]:
-    if task.kind == "regression":
+    if task.kind != "classification":
         return ()
     if task.labels is not None or table.label_names is not None:
         return task.labels or table.label_names or ()
@@ -133,45 +138,59 @@ def _split(
     texts: tuple[tuple[str, ...], ...] = ()
     images: tuple[Content, ...] = ()
     if task.image is None:
-        filled, texts = _texts(task, table, part, notes)
+        filled, texts = _filled(task, table, part, notes)
     else:
         filled, images = pictures.usable(table, task.image, part, cache, notes)
-    numbers = [i + 1 for i in filled]
-    where = f"{table.where}, column {task.label!r}"
-    values = [table.columns[task.label][i] for i in filled]
-    converted = (
-        labels.targets(values, numbers, where) if task.kind == "regression" else labels.classes(values, names, numbers, where)
-    )
     extra = {name: _column(table, name, filled) for name in columns}
-    return RawSplit(texts, converted, extra, images)
+    return RawSplit(texts, _targets(task, table, names, filled), extra, images)
 
 
-def _texts(task: TaskConfig, table: Table, part: str, notes: list[str]) -> tuple[list[int], tuple[tuple[str, ...], ...]]:
-    """(row numbers, texts) of all rows in which at least one text column says something."""
-    texts = list(zip(*(table.columns[name] for name in task.text), strict=True))
-    for name in task.text:
+def _filled(task: TaskConfig, table: Table, part: str, notes: list[str]) -> tuple[list[int], tuple[tuple[str, ...], ...]]:
+    """(rows, texts) of all rows in which at least one text column (for generation: and the response) says something."""
+    for name in task.columns:
         _check_text(table, name)
-    filled = [i for i, row in enumerate(texts) if any(text and not text.isspace() for text in row)]
-    if len(filled) < len(texts):
-        notes.append(f"{part}: {len(texts) - len(filled):,} rows without text dropped")
+    texts = list(zip(*([text or "" for text in table.columns[name]] for name in task.columns), strict=True))
+    asked = len(task.columns) - (task.kind == "generation")
+    with_text = [i for i, row in enumerate(texts) if any(text.strip() for text in row[:asked])]
+    filled = [i for i in with_text if task.kind != "generation" or texts[i][-1].strip()]
+    for n, missing in ((len(texts) - len(with_text), "text"), (len(with_text) - len(filled), "response")):
+        if n:
+            notes.append(f"{part}: {n:,} rows without {missing} dropped")
     if not filled:
         fix = "give it rows with a text, or leave the task out"
-        raise DataError(f"no row has a text in column {' or '.join(task.text)}", where=table.where, fix=fix)
-    return filled, tuple(tuple(text or "" for text in texts[i]) for i in filled)
+        raise DataError(f"no row has a text in column {' or '.join(task.columns)}", where=table.where, fix=fix)
+    return filled, tuple(_texts(task, texts[i]) for i in filled)
+
+
+def _texts(task: TaskConfig, row: tuple[str, ...]) -> tuple[str, ...]:
+    """As they are, or (instruction, context, response) where there is no column of contexts."""
+    return (row[0], "", row[1]) if task.kind == "generation" and not task.context else row
+
+
+def _targets(
+    task: TaskConfig, table: Table, names: tuple[str, ...], rows: Sequence[int]
+) -> NDArray[np.int64] | NDArray[np.float64]:
+    if task.kind == "generation":
+        return np.zeros(len(rows))
+    numbers, where = [table.number(i) for i in rows], f"{table.where}, column {task.label!r}"
+    values = [table.columns[task.label][i] for i in rows]
+    return labels.targets(values, numbers, where) if task.kind == "regression" else labels.classes(values, names, numbers, where)
 
 
 def _check_text(table: Table, name: str) -> None:
-    for row, value in enumerate(table.columns[name], start=1):
+    for i, value in enumerate(table.columns[name]):
         if value is not None and not isinstance(value, str):
             what = f"column {name!r} holds {type(value).__name__}, not text: {str(value)[:60]!r}"
-            raise DataError(what, where=f"{table.where}, row {row}", fix="check the task's text columns")
+            raise DataError(what, where=f"{table.where}, row {table.number(i)}", fix="check the task's text columns")
 
 
 def _column(table: Table, name: str, rows: Sequence[int]) -> NDArray[np.str_]:
     values = table.columns[name]
     for i in rows:
         if labels.is_null(values[i]):
-            raise DataError(f"column {name!r} is empty", where=f"{table.where}, row {i + 1}", fix="a partition by column needs it")
+            raise DataError(
+                f"column {name!r} is empty", where=f"{table.where}, row {table.number(i)}", fix="a partition by column needs it"
+            )
     return np.array([labels.key(values[i]) for i in rows], dtype=np.str_)
 
 

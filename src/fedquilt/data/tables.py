@@ -21,9 +21,20 @@ class Table:
     where: str
     label_names: tuple[str, ...] | None = None
     """The names of an integer label column, when the source knows them."""
+    rows: tuple[int, ...] | None = None
+    """The numbers of the rows in their source, from 1, where some were left out."""
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), []))
+
+    def number(self, i: int) -> int:
+        """The number of row ``i`` in its source, from 1, for messages."""
+        return i + 1 if self.rows is None else self.rows[i]
+
+    def take(self, rows: Sequence[int]) -> Table:
+        """The given rows, which keep their numbers."""
+        columns = {name: [values[i] for i in rows] for name, values in self.columns.items()}
+        return Table(columns, self.where, self.label_names, tuple(self.number(i) for i in rows))
 
 
 def pick(names: Sequence[str], wanted: Sequence[str], where: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -86,10 +86,9 @@ Parts = list[tuple[str, NDArray[np.int64]]]
 
 def _held(tasks: Mapping[str, Task], partition: Partition, *, pooled: bool) -> dict[int, Parts]:
     """client -> its non-empty (task, examples); tasks in name order."""
-    names: Sequence[str] = sorted(tasks)
+    parts = {name: [tasks[name].train.usable(rows) for rows in partition.parts[name]] for name in sorted(tasks)}
     if pooled:
-        return {0: [(name, np.sort(np.concatenate(partition.parts[name]))) for name in names]}
+        return {0: [(name, np.sort(np.concatenate(rows))) for name, rows in parts.items()]}
     return {
-        client: [(name, partition.parts[name][client]) for name in names if len(partition.parts[name][client])]
-        for client in range(partition.clients)
+        client: [(name, rows[client]) for name, rows in parts.items() if len(rows[client])] for client in range(partition.clients)
     }

@@ -8,10 +8,13 @@ weight in every pass. Worth it where the processor multiplies bfloat16 (AVX512-B
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from fedquilt.models.roles import transposed
 
 HALF = torch.bfloat16
 
@@ -28,11 +31,42 @@ class HalfLinear(nn.Linear):
         return F.linear(input.to(HALF), self.weight.to(HALF), bias).to(input.dtype)
 
 
+@cache
+def half_conv1d() -> type[nn.Module]:
+    """GPT-2's linear map, weight ``[in, out]``, in the same way. Made here, for importing its base class takes a second."""
+    from transformers.pytorch_utils import Conv1D
+
+    class HalfConv1D(Conv1D):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x.to(HALF), self.weight.t().to(HALF), self.bias.to(HALF)).to(x.dtype)
+
+    return HalfConv1D
+
+
+class HalfEmbedding(nn.Embedding):
+    """An embedding that shares its weight with a :class:`HalfLinear` (tied output map); its vectors leave in float32."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).float()
+
+
 def halve(model: nn.Module, keep: Sequence[str]) -> None:
-    """Make every linear map of ``model`` outside the modules ``keep`` a :class:`HalfLinear`, in place."""
+    """Make every linear map of ``model`` outside the modules ``keep`` compute in bfloat16, in place.
+
+    An embedding that shares its weight with one becomes a :class:`HalfEmbedding`.
+    """
+    linears = [module for module in model.modules() if type(module) is nn.Linear]
+    for module in model.modules():
+        if type(module) is nn.Embedding and any(module.weight is linear.weight for linear in linears):
+            module.__class__ = HalfEmbedding
     for name, module in model.named_modules():
-        if type(module) is nn.Linear and not any(name == top or name.startswith(f"{top}.") for top in keep):
+        if any(name == top or name.startswith(f"{top}.") for top in keep):
+            continue
+        if type(module) is nn.Linear:
             module.__class__ = HalfLinear
+            module.to(HALF)
+        elif transposed(module):
+            module.__class__ = half_conv1d()
             module.to(HALF)
 
 

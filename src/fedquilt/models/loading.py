@@ -1,8 +1,8 @@
 """Load a frozen base model with its tokenizer or image transform.
 
 Order of look-up: explicit path > local hub cache > hub (when online) > archive of the package index (``asset:NAME``). Random
-weights only when the name says so: ``tiny:bert``, ``tiny:roberta``, ``tiny:deberta-v2``, ``tiny:deberta``,
-``tiny:vit``, ``tiny:dinov2``.
+weights only when the name says so: ``tiny:bert``, ``tiny:roberta``, ``tiny:deberta-v2``, ``tiny:deberta``, ``tiny:vit``,
+``tiny:dinov2``, ``tiny:llama``, ``tiny:gpt2``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ModelConfig(BaseModel):
     """The ``[model]`` table.
 
     Attributes:
-        name: folder, hub id (``bert-base-cased``), ``asset:minilm``, ``asset:vit-s14`` or ``tiny:bert``.
+        name: folder, hub id (``bert-base-cased``), ``asset:minilm``, ``asset:vit-s14``, ``asset:smollm2`` or ``tiny:bert``.
         revision: of a hub model.
         max_length: tokens per text; longer ones are cut and counted.
         image_size: side of the square that an image is cut to, in pixels; None: what the model's preprocessor says.
@@ -86,14 +86,20 @@ class Base:
 def load(config: ModelConfig, *, classes: int, seed: int, root: Path = Path()) -> Base:
     """The base model with a seeded fresh head of ``classes`` outputs, all parameters frozen, in evaluation mode.
 
+    ``classes=0``: a causal language model, which has no head (:mod:`fedquilt.models.causal`).
+
     Raises:
         ModelError: nothing found under the name, or a model without a classification head.
     """
+    if classes == 0:
+        from fedquilt.models.causal import load_causal
+
+        return load_causal(config, seed=seed, root=root)
     kind, _, rest = config.name.partition(":")
     if kind == "tiny":
         model, tokenizer, transform, source = *_tiny(config, rest, classes, seed), config.name
     else:
-        model, tokenizer, transform, source = _pretrained(config, _locate(config.name, root), classes)
+        model, tokenizer, transform, source = _pretrained(config, locate(config.name, root), classes)
     if config.dropout is not None:
         for module in model.modules():
             if isinstance(module, nn.Dropout):
@@ -109,7 +115,7 @@ def load(config: ModelConfig, *, classes: int, seed: int, root: Path = Path()) -
     return Base(model, tokenizer, config.name, str(model.config.model_type), head, dtype, source, transform)
 
 
-def _locate(name: str, root: Path) -> str:
+def locate(name: str, root: Path) -> str:
     """A folder, or the hub id unchanged."""
     kind, _, rest = name.partition(":")
     if kind == "asset" and rest:

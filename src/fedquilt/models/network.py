@@ -22,22 +22,37 @@ class Network(Protocol):
         ...
 
     def logits(self, stack: Stack, batch: Batch) -> Tensor:
-        """``[n, C]``, no dropout, no gradient."""
+        """``[n, C]`` (of a language model ``[n, R, V]``), no dropout, no gradient."""
+        ...
+
+
+class TextNetwork(Network, Protocol):
+    """A causal language model."""
+
+    def token_losses(self, stack: Stack, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Summed loss and number of response tokens of each row ``[n]``, no dropout, no gradient."""
+        ...
+
+    def generate(self, stack: Stack, batch: Batch, max_new: int) -> list[list[int]]:
+        """Greedy continuations of the rows' prompts by one adapter, without the end token."""
         ...
 
 
 def network(base: Base, adapter: Adapter, *, packed: bool) -> Network:
     """The packed form if asked for and the architecture has one, else the padded reference."""
     from fedquilt.models.padded import Padded
+    from fedquilt.models.padded_causal import PaddedCausal
 
     form = packed_form(base) if packed else None
-    return (form or Padded)(base, adapter)
+    return (form or (Padded if base.head else PaddedCausal))(base, adapter)
 
 
 def packed_form(base: Base) -> type[Packed] | None:
     """How the architecture runs packed; None if it has no packed form."""
-    from fedquilt.models import packed_bert, packed_vit, vision
+    from fedquilt.models import packed_bert, packed_causal, packed_vit, vision
 
+    if not base.head:
+        return packed_causal.FORMS.get(base.model_type)
     if base.model_type in packed_bert.ARCHITECTURES and base.head == ("classifier",):
         return packed_bert.PackedBert
     return packed_vit.PackedVit if base.model_type in vision.ARCHITECTURES else None

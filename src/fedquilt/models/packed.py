@@ -51,9 +51,9 @@ class BankLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.inner(x)
         a, b = self.current.factors[self.name]
-        u = F.linear(self.dropout(x), a)
         member = self.current.member
-        return torch.addmm(y, u * (self.current.scale if member is None else member), b.t())
+        u = F.linear(self.dropout(x), a) * (self.current.scale if member is None else member)
+        return torch.addmm(y, u, b.t()) if x.dim() == 2 else y + u @ b.t()  # [n, L, d] in generation
 
 
 class Packed(nn.Module, ABC):
@@ -89,17 +89,17 @@ class Packed(nn.Module, ABC):
 
     # -- one pass ------------------------------------------------------------------------------------------------------
 
-    def _run(self, stack: Stack, batch: Batch, *, train: bool) -> Tensor:
+    def _run(self, stack: Stack, batch: Batch, *, train: bool, **options: Any) -> Tensor:
         if self.adapter.spec.family != "full":
-            return self.forward(stack, batch, train)
+            return self.forward(stack, batch, train, **options)
         if tree.length(stack) != 1:
             raise ValueError("full fine-tuning has one set of weights per pass")
         values = {f"model.{k.replace('/', '.')}": v[0] for k, v in stack.items() if "/head." not in k}
-        logits: Tensor = functional_call(self, values, (stack, batch, train))
+        logits: Tensor = functional_call(self, values, (stack, batch, train), options)
         return logits
 
-    def forward(self, stack: Stack, batch: Batch, train: bool) -> Tensor:
-        """Logits ``[n, C]`` in the batch's order."""
+    def forward(self, stack: Stack, batch: Batch, train: bool, **options: Any) -> Tensor:
+        """Logits ``[n, C]``, or what else ``_classify`` makes of every row, in the batch's order."""
         order = torch.sort(batch.lengths, stable=True).indices
         batch = batch.pick(order)
         lengths, counts = torch.unique_consecutive(batch.lengths, return_counts=True)
@@ -110,7 +110,7 @@ class Packed(nn.Module, ABC):
         with self.masks.active(rows, token_keys):
             self._bind(stack, torch.repeat_interleave(batch.owner, batch.lengths))
             features = self._encode(batch, place, groups)
-            logits = self._classify(stack, features, batch)
+            logits = self._classify(stack, features, batch, **options)
         return logits[torch.argsort(order)]
 
     def _bind(self, stack: Stack, owner: Tensor) -> None:

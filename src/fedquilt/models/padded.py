@@ -15,6 +15,7 @@ from fedquilt.models import vision
 from fedquilt.models.dropout import Masks, positions, seed_dropout
 from fedquilt.models.loading import Base
 from fedquilt.models.loss import row_losses, slot_means
+from fedquilt.models.roles import transposed
 from fedquilt.types import Batch, Stack, State
 
 if TYPE_CHECKING:
@@ -106,6 +107,13 @@ def additive_mask(present: Tensor, dtype: torch.dtype) -> Tensor:
     return empty.masked_fill(~present[:, None, None], torch.finfo(dtype).min).expand(n, 1, longest, longest)
 
 
+def _peft_task(base: Base) -> str | None:
+    """peft has no type for images: there it is a plain PeftModel."""
+    if base.transform is not None:
+        return None
+    return "SEQ_CLS" if base.head else "CAUSAL_LM"
+
+
 def peft_config(base: Base, adapter: Adapter) -> Any:
     """The adapter as peft describes it: of the reference model, and of exported folders."""
     from peft import LoraConfig
@@ -115,8 +123,9 @@ def peft_config(base: Base, adapter: Adapter) -> Any:
         lora_alpha=int(adapter.alpha) if float(adapter.alpha).is_integer() else adapter.alpha,
         lora_dropout=adapter.dropout,
         target_modules=list(adapter.modules),
-        modules_to_save=list(base.head),
-        task_type=None if base.transform else "SEQ_CLS",  # peft has no type for images: a plain PeftModel
+        modules_to_save=list(base.head) or None,
+        task_type=_peft_task(base),
+        fan_in_fan_out=any(transposed(base.model.get_submodule(name)) for name in adapter.modules),
     )
 
 
@@ -156,9 +165,12 @@ def _seed_attention(model: nn.Module) -> None:
 def seeded_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor]:
-    """softmax(q k^T * scaling + mask) v on ``[n, heads, L, d]``, returned as ``[n, L, heads, d]``."""
+    """softmax(q k^T * scaling + mask) v on ``[n, heads, L, d]``, returned as ``[n, L, heads, d]``; k and v may have fewer heads."""
+    if key.shape[1] < query.shape[1]:
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
     scores = query @ key.transpose(2, 3) * kwargs["scaling"]
     if attention_mask is not None:
         scores = scores + attention_mask
-    weights = module.dropout(torch.softmax(scores, dim=-1))
+    dropout = module.attn_dropout if hasattr(module, "attn_dropout") else module.dropout
+    weights = dropout(torch.softmax(scores, dim=-1))
     return (weights @ value).transpose(1, 2).contiguous(), weights

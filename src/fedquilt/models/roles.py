@@ -39,6 +39,12 @@ _LLAMA = {
     "up": r"\.layers\.\d+\.mlp\.up_proj$",
     "down": r"\.layers\.\d+\.mlp\.down_proj$",
 }
+_GPT2 = {
+    **dict.fromkeys("qkv", r"\.h\.\d+\.attn\.c_attn$"),  # one map for all three
+    "o": r"\.h\.\d+\.attn\.c_proj$",
+    "up": r"\.h\.\d+\.mlp\.c_fc$",
+    "down": r"\.h\.\d+\.mlp\.c_proj$",
+}
 # config.model_type -> role -> pattern on the full module name.
 TABLE: dict[str, dict[str, str]] = {
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra"), _BERT),
@@ -53,7 +59,21 @@ TABLE: dict[str, dict[str, str]] = {
     "vit": _VIT,
     "dinov2": _VIT,
     "llama": _LLAMA,
+    "gpt2": _GPT2,
 }
+
+
+def transposed(module: nn.Module) -> bool:
+    """Whether it is a linear map with its weight as ``[in, out]`` (GPT-2's ``Conv1D``)."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, Conv1D)
+
+
+def sides(module: nn.Module) -> tuple[int, int]:
+    """(out, in) features of a linear map."""
+    rows, columns = (int(side) for side in module.weight.shape)  # type: ignore[union-attr]
+    return (columns, rows) if transposed(module) else (rows, columns)
 
 
 def resolve(model: nn.Module, model_type: str, roles: Sequence[str]) -> tuple[str, ...]:
@@ -65,7 +85,7 @@ def resolve(model: nn.Module, model_type: str, roles: Sequence[str]) -> tuple[st
         ModelError: unknown role, or a role without a matching module.
     """
     table = TABLE.get(model_type, {})
-    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) or transposed(module)]
     found: set[str] = set()
     for role in roles:
         pattern = table.get(role) or rf"(^|\.){re.escape(role)}$"

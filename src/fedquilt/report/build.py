@@ -95,7 +95,13 @@ def _notes(data: RunData) -> tuple[str, ...]:
 def _facts(data: RunData) -> tuple[Fact, ...]:
     last = data.evals[-1] if data.evals else None
     done = data.rounds[-1] if data.rounds else None
-    facts = [Fact("mean score", show(last.mean if last else None), f"over slots, after round {last.round}" if last else "")]
+    facts = [
+        Fact(
+            "mean score",
+            show(last.mean if last else None),
+            f"over slots, after round {last.round}; {data.direction}" if last else "",
+        )
+    ]
     if last and last.clustering:
         detail = f"ARI {show(last.clustering.ari)}, NMI {show(last.clustering.nmi)}"
         facts.append(Fact("clustering accuracy", show(last.clustering.accuracy), detail))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedquilt.directions import direction
 from fedquilt.errors import ConfigError, StateError
 from fedquilt.report import palette
 from fedquilt.report.lines import Series, line_figure
@@ -66,7 +67,7 @@ def compare_panels(runs: Sequence[RunData]) -> tuple[Panel, ...]:
         "summary",
         "Runs",
         "One line per configuration. Runs that differ in nothing but the seed are one line: mean ± sample standard deviation. "
-        "mean is over slots; a task's column is the mean of its primary metric over its slots.",
+        f"mean is over slots; a task's column is the mean of its primary metric over its slots ({better(runs)}).",
         summary.pick(score_columns(summary)),
     )
     costs = Panel(
@@ -75,7 +76,7 @@ def compare_panels(runs: Sequence[RunData]) -> tuple[Panel, ...]:
         "Numbers in one slot's adapter, adapter and head apart, and payload bytes.",
         summary.pick(("run", *COST_COLUMNS)),
     )
-    scores = _curves(groups, lambda row: row.mean, "score-over-rounds", "Score over rounds", "mean primary metric over slots")
+    scores = _curves(groups, lambda row: row.mean, "score-over-rounds", "Score over rounds", _label(runs))
     clusters = _curves(
         groups,
         lambda row: row.clustering.accuracy if row.clustering else None,
@@ -83,7 +84,17 @@ def compare_panels(runs: Sequence[RunData]) -> tuple[Panel, ...]:
         "Clustering over rounds",
         "accuracy of rows against tasks",
     )
-    return (results, costs, scores, _against_bytes(groups), _per_task(groups), clusters)
+    return (results, costs, scores, _against_bytes(groups, runs), _per_task(groups, runs), clusters)
+
+
+def better(runs: Sequence[RunData]) -> str:
+    """Which way the runs' primary metrics are better."""
+    return direction(run.primary(task) for run in runs for task in run.tasks)
+
+
+def _label(runs: Sequence[RunData]) -> str:
+    way = better(runs)
+    return "mean primary metric over slots" + (f" ({way})" if way else "")
 
 
 def _fact(group: Group) -> Fact:
@@ -130,7 +141,7 @@ def _curves(groups: Sequence[Group], measure: Measure, slug: str, title: str, y:
     )
 
 
-def _against_bytes(groups: Sequence[Group]) -> Panel:
+def _against_bytes(groups: Sequence[Group], runs: Sequence[RunData]) -> Panel:
     slug, title = "score-against-bytes", "Score against bytes"
     series, rows = [], []
     for place, group in enumerate(groups):
@@ -146,8 +157,8 @@ def _against_bytes(groups: Sequence[Group]) -> Panel:
     if not series:
         return Panel(slug, title, "Nothing has been evaluated yet.")
     x = "megabytes sent by all clients, up and down"
-    text = "Payload of all clients together, mean over seeds. Higher and further to the left is better."
-    y = "mean primary metric over slots"
+    text = f"Payload of all clients together, mean over seeds. Further to the left is better, and {better(runs)}."
+    y = _label(runs)
     return Panel(slug, title, text, Table(("run", "round", "MB", y), tuple(rows)), line_figure(series, x=x, y=y))
 
 
@@ -157,7 +168,7 @@ def _sent(group: Group, number: int) -> float | None:
     return sum(values) / len(values) if len(values) == len(known) else None
 
 
-def _per_task(groups: Sequence[Group]) -> Panel:
+def _per_task(groups: Sequence[Group], runs: Sequence[RunData]) -> Panel:
     slug, title = "score-per-task", "Score per task"
     tasks = sorted({task for group in groups for run in group.runs for task in run.tasks})
     found = {group.label: [_task(group, task) for task in tasks] for group in groups}
@@ -166,9 +177,9 @@ def _per_task(groups: Sequence[Group]) -> Panel:
     rows = tuple((label, *cells) for label, cells in found.items())
     data = [_dots(label, place, tasks, cells) for place, (label, cells) in enumerate(found.items())]
     names = {"autorange": "reversed", "title": {"text": ""}}
-    shared = layout(x="mean primary metric over slots", y="", height=150 + 52 * len(tasks), yaxis=names)
+    shared = layout(x=_label(runs), y="", height=150 + 52 * len(tasks), yaxis=names)
     plot = {"data": data, "layout": shared}
-    picture = Picture(lambda figure: _draw(figure, tasks, found), plot, inches=(8.0, 1.8 + 0.45 * len(tasks)))
+    picture = Picture(lambda figure: _draw(figure, tasks, found, _label(runs)), plot, inches=(8.0, 1.8 + 0.45 * len(tasks)))
     return Panel(
         slug, title, "The last evaluation; bars are one standard deviation over seeds.", Table(("run", *tasks), rows), picture
     )
@@ -193,8 +204,8 @@ def _dots(label: str, place: int, tasks: list[str], cells: list[Cell]) -> dict[s
     }
 
 
-def _draw(figure: Figure, tasks: list[str], found: dict[str, list[Cell]]) -> None:
-    ax = axes(figure, x="mean primary metric over slots", y="")
+def _draw(figure: Figure, tasks: list[str], found: dict[str, list[Cell]], label: str) -> None:
+    ax = axes(figure, x=label, y="")
     for place, (label, cells) in enumerate(found.items()):
         known = [(row, cell) for row, cell in enumerate(cells) if cell is not None]
         x, y = [_mean(cell) for _, cell in known], [row for row, _ in known]

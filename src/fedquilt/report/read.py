@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from fedquilt.directions import direction
 from fedquilt.errors import StateError
 from fedquilt.report.schema import Evaluation, PartitionFile, Points, Round, Routes, Summary
 
@@ -70,6 +71,11 @@ class RunData:
         if isinstance(wanted, list) and wanted and wanted[0] in reported:
             return str(wanted[0])
         return reported[0] if reported else ""
+
+    @property
+    def direction(self) -> str:
+        """Which way the tasks' primary metrics are better; empty before any evaluation."""
+        return direction(self.primary(task) for task in self.tasks)
 
     def _reported(self, task: str) -> list[str]:
         return next((list(row.tasks[task].metrics or {}) for row in self.evals if task in row.tasks), [])

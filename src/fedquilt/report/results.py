@@ -20,7 +20,8 @@ def panel(run: RunData) -> Panel:
     rows = [(task, *_cells(run, last, task, score, names)) for task, score in sorted(last.tasks.items())]
     text = (
         f"After round {last.round}. The metrics are those of the task's row of the server's bank on the task's evaluation split; "
-        "the slot columns give the primary metric over the clients' own adapters, each measured with the row it was routed to."
+        "the slot columns give the primary metric over the clients' own adapters, each measured with the row it was routed to. "
+        f"Of the primary metrics, {run.direction}."
     )
     return Panel(SLUG, TITLE, text, Table(columns, tuple(rows)))
 

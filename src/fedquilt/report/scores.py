@@ -29,5 +29,5 @@ def panel(run: RunData) -> Panel:
         "Each line is one task: the mean of its primary metric over the clients' adapters, each measured with the row it was "
         "routed to. Megabytes are payload, up and down, of all clients together; the first point is before training."
     )
-    picture = line_figure(series, x="megabytes sent by all clients, up and down", y="primary metric")
+    picture = line_figure(series, x="megabytes sent by all clients, up and down", y=f"primary metric ({run.direction})")
     return Panel(SLUG, TITLE, text, Table(("round", "MB", *columns), tuple(rows)), picture)

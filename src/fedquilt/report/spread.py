@@ -35,7 +35,7 @@ def panel(run: RunData) -> Panel:
         "a flat one has slots that share one row's adapter."
     )
     data = [_box(name, place, pairs, five[name]) for place, (name, pairs) in enumerate(boxes.items())]
-    plot = {"data": data, "layout": layout(x="", y="primary metric", showlegend=False)}
+    plot = {"data": data, "layout": layout(x="", y=f"primary metric ({run.direction})", showlegend=False)}
     values = {name: [value for _, value in pairs] for name, pairs in boxes.items()}
     return Panel(SLUG, TITLE, text, table, Picture(lambda figure: _draw(figure, values), plot))
 

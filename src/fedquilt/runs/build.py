@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -18,13 +18,16 @@ from fedquilt.data.load import RawTask, load
 from fedquilt.data.partition import Partition, partition
 from fedquilt.data.view import View, make_view
 from fedquilt.engine.base import InProcess, Tick
+from fedquilt.engine.vectorised import TOKEN_BUDGET
 from fedquilt.errors import ConfigError
 from fedquilt.evaluate import Evaluator
 from fedquilt.method import Method, Program, compose
+from fedquilt.models.causal import token_budget
 from fedquilt.models.half import multiplies_half
 from fedquilt.models.loading import Base
 from fedquilt.models.loading import load as load_base
-from fedquilt.models.network import Network, batches_adapters, network
+from fedquilt.models.network import Network, TextNetwork, batches_adapters, network
+from fedquilt.models.scoring import TextScores
 from fedquilt.runs import registry
 from fedquilt.runs.config import RunConfig
 from fedquilt.runs.progress import Progress, Silent
@@ -116,7 +119,7 @@ def build(
     say.line("loading the tasks")
     raws = load_tasks(config)
     parts = saved or make_partition(config, raws)
-    classes = max(1 if raw.kind == "regression" else len(raw.labels) for raw in raws.values())
+    classes = max(1 if raw.kind == "regression" else len(raw.labels) for raw in raws.values())  # 0: a language model
     say.line(f"loading the model {config.model.name}")
     base = load_base(config.model, classes=classes, seed=config.seed)
     tasks = {name: encode_task(raw, base, config) for name, raw in raws.items()}
@@ -157,8 +160,13 @@ def assemble(config: RunConfig, base: Base, tasks: Mapping[str, Task], parts: Pa
     options: dict[str, Any] = {"cohort": config.cohort, "tick": tick}
     if engine_class.packed:
         options["one_by_one"] = not batches_adapters(base, adapter)
+        if not base.head:
+            options["token_budget"] = token_budget(base.model, TOKEN_BUDGET)
     engine = engine_class(view, adapter.spec, program.client, runner, config.seed, **options)
-    evaluator = Evaluator(runner, view, adapter.spec, engine.heads)
+    texts = None
+    if not base.head:
+        texts = TextScores(cast(TextNetwork, runner), base.tokenizer, config.evaluation.generate, config.evaluation.max_new)
+    evaluator = Evaluator(runner, view, adapter.spec, engine.heads, texts)
     return Built(config, base, adapter, method, program, tasks, parts, view, runner, engine, evaluator)
 
 

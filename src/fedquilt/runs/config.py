@@ -19,18 +19,24 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field
 
 from fedquilt.data.spec import PartitionConfig, TaskConfig
+from fedquilt.directions import LOWER_IS_BETTER, direction
 from fedquilt.errors import ConfigError
 from fedquilt.models.loading import ModelConfig
 from fedquilt.runs import registry
 
 
 class EvaluationConfig(BaseModel):
-    """``every``: rounds between evaluations (the last round always; 0: only the last); ``start``: also before training."""
+    """``every``: rounds between evaluations (the last round always; 0: only the last); ``start``: also before training.
+
+    ``generate``: examples per generation task that the model answers itself, for ROUGE-L (slow; 0: none); ``max_new``: tokens each.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     every: int = Field(1, ge=0)
     start: bool = True
+    generate: int = Field(0, ge=0)
+    max_new: int = Field(64, ge=1)
 
 
 class RunConfig(BaseModel):
@@ -140,14 +146,39 @@ def parse(raw: dict[str, Any], root: Path) -> RunConfig:
     names = [task.name for task in config.tasks]
     if len(set(names)) < len(names):
         raise ConfigError(f"two tasks have the same name in {names}", where="tasks", fix="give every [[tasks]] its own name")
+    _check_kinds(config)
+    if "name" not in config.method:
+        raise ConfigError("'name' is required", where="method.name", fix="one of: " + ", ".join(registry.names("fedquilt.methods")))
+    return config
+
+
+def _check_kinds(config: RunConfig) -> None:
+    """One model serves all tasks, and a mean over their primary metrics must say something."""
     if len({task.image is None for task in config.tasks}) > 1:
         images = ", ".join(task.name for task in config.tasks if task.image is not None)
         why = "all tasks of a run share one model, which reads either"
         fix = "make two runs of them"
         raise ConfigError(f"text and image tasks in one run; of images: {images}", where="tasks", why=why, fix=fix)
-    if "name" not in config.method:
-        raise ConfigError("'name' is required", where="method.name", fix="one of: " + ", ".join(registry.names("fedquilt.methods")))
-    return config
+    kinds = {task.kind == "generation" for task in config.tasks}
+    if len(kinds) > 1:
+        raise ConfigError(
+            "generation and classification tasks in one run",
+            where="tasks",
+            why="the first need a causal language model, the others an encoder with a head",
+            fix="make two runs of it",
+        )
+    first = {task.metrics[0]: task.name for task in config.tasks}
+    if len({name in LOWER_IS_BETTER for name in first}) > 1:
+        why = direction(first) + ": a mean over slots would say nothing"
+        raise ConfigError(
+            "the tasks' first metrics go different ways", where="tasks.metrics", why=why, fix="put the same metric first"
+        )
+    wanting = [task.name for task in config.tasks if "rouge_l" in task.metrics]
+    if wanting and not config.evaluation.generate:
+        why = f"task {wanting[0]!r} asks for rouge_l, which needs texts that the model writes"
+        raise ConfigError(
+            "evaluation.generate = 0", where="evaluation.generate", why=why, fix="for example evaluation.generate = 20"
+        )
 
 
 def _override(raw: dict[str, Any], text: str) -> None:

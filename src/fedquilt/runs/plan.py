@@ -76,12 +76,10 @@ def _memory(built: Any, trained: int) -> int:
 
     Activations: 13 numbers of hidden size per token and layer, measured on a 6 x 384 BERT; an estimate elsewhere.
     """
-    from fedquilt.engine.vectorised import TOKEN_BUDGET
-
     model, size = built.base.model, built.base.dtype.itemsize
     base = sum(p.numel() for p in model.parameters()) * size
     longest = built.base.transform.tokens if built.base.transform else built.config.model.max_length
-    tokens = TOKEN_BUDGET if built.config.engine == "vectorised" else built.method.local.batch * longest
+    tokens = getattr(built.engine, "token_budget", 0) or built.method.local.batch * longest
     activations = tokens * 13 * int(model.config.hidden_size) * int(model.config.num_hidden_layers) * size
     slots = min(len(built.view.slots), built.config.cohort)
     return int(base + activations + 4 * slots * trained * size)

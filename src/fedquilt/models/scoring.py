@@ -1,0 +1,51 @@
+"""What a causal language model with one adapter is worth on held-out examples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fedquilt.data.rouge import rouge_l
+from fedquilt.models.network import TextNetwork
+from fedquilt.types import Batch, Stack
+
+ROWS = 8  # generated together
+
+
+@dataclass(frozen=True)
+class TextScores:
+    """Held-out metrics. ``rows``: how many examples of a task are generated for ROUGE-L (0: none); ``max_new``: tokens each."""
+
+    network: TextNetwork
+    tokenizer: Any
+    rows: int = 0
+    max_new: int = 64
+
+    def __call__(self, stack: Stack, batches: Sequence[Batch], prompts: Batch | None) -> dict[str, float]:
+        """``loss`` (mean over all response tokens, nats) and ``perplexity`` (its exponential) on ``batches``; ``rouge_l`` (mean
+        over rows) on ``prompts``, if given."""
+        total, count = 0.0, 0
+        for batch in batches:
+            sums, counts = self.network.token_losses(stack, batch)
+            total, count = total + float(sums.double().sum()), count + int(counts.sum())
+        loss = total / count
+        scores = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+        if prompts is not None:
+            pairs = self.answers(stack, prompts)
+            scores["rouge_l"] = sum(rouge_l(answer, reference) for answer, reference in pairs) / len(pairs)
+        return scores
+
+    def answers(self, stack: Stack, batch: Batch) -> list[tuple[str, str]]:
+        """(what the model writes, the reference) for each row; a reference that was cut to the context is compared as cut."""
+        tokens = zip(batch.tokens.split(batch.lengths.tolist()), batch.types.split(batch.lengths.tolist()), strict=True)
+        references = [self._text(ids[types == 1].tolist()) for ids, types in tokens]
+        parts = [batch.pick(index) for index in torch.arange(len(batch)).split(ROWS)]
+        written = [ids for part in parts for ids in self.network.generate(stack, part, self.max_new)]
+        return [(self._text(ids), reference) for ids, reference in zip(written, references, strict=True)]
+
+    def _text(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
