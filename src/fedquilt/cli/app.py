@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fedquilt.cli import data, demo, doctor, methods, reports, runs
+from fedquilt.cli import data, demo, doctor, judge, methods, reports, runs
 
 HELP = "Federated fine-tuning of pre-trained transformers with small adapters."
 # suggest_commands: click suggests too, and the word would stand there twice
@@ -35,7 +35,7 @@ def _options(
     pass  # both act before a command does: --version here, --debug in main
 
 
-for command in (demo.demo, runs.run, runs.resume, reports.report, reports.compare, runs.export, doctor.doctor):
+for command in (demo.demo, runs.run, runs.resume, reports.report, reports.compare, runs.export, judge.judge, doctor.doctor):
     app.command()(command)
 app.add_typer(data.app, name="data")
 app.add_typer(methods.app, name="methods")
