@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +176,21 @@ def test_a_skipped_example_is_nobody_s_and_is_not_evaluated(tokenizer: Any, tmp_
     assert sum(len(batch) for batch in split) == 2
     with pytest.raises(DataError, match=r"no response fits .*\n.*max_length"):
         encode(source, tokenizer, max_length=10, cache=tmp_path)
+
+
+def test_fedit_s_public_split_of_dolly() -> None:
+    """Ten clients, and ten test rows of each category that no client has."""
+    given = os.environ.get("FEDQUILT_DATA")
+    if given is None or not (Path(given) / "dolly15k" / "all.parquet").is_file():
+        pytest.skip("no real data: set FEDQUILT_DATA to a folder with dolly15k/all.parquet")
+    raws = {}
+    for name in DOLLY:
+        config = TaskConfig(
+            name=name, preset=f"dolly/{name}", source="file:dolly15k/all.parquet", eval_where={"shepherd_client": -1}
+        )
+        raws[name] = load(config, root=Path(given), cache=Path(), seed=0, columns=("shepherd_client",))
+    parts = partition(raws, PartitionConfig(how="column", column="shepherd_client"), seed=0)
+    assert parts.clients == 10
+    assert [len(raw.evaluation) for raw in raws.values()] == [10] * 8
+    assert sum(len(raw.train) for raw in raws.values()) == sum(map(sum, parts.counts().values()))
+    assert 14_900 < sum(map(sum, parts.counts().values())) <= 15_011 - 80

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fedquilt.cli import cost, data, demo, doctor, methods, reports, runs, toy
+from fedquilt.cli import cost, data, demo, doctor, judge, methods, reports, runs, toy
 
 HELP = "Federated fine-tuning of pre-trained transformers with small adapters."
 # suggest_commands: click suggests too, and the word would stand there twice
@@ -35,7 +35,10 @@ def _options(
     pass  # both act before a command does: --version here, --debug in main
 
 
-commands = (demo.demo, runs.run, runs.resume, reports.report, reports.compare, runs.export, cost.cost, toy.toy, doctor.doctor)
+commands = (
+    *(demo.demo, runs.run, runs.resume, reports.report, reports.compare, runs.export),
+    *(judge.judge, cost.cost, toy.toy, doctor.doctor),
+)
 for command in commands:
     app.command()(command)
 app.add_typer(data.app, name="data")
