@@ -107,10 +107,9 @@ def paper_costs() -> list[Cost]:
 
 
 def _use(tasks: Sequence[TaskConfig]) -> Use:
-    kinds = {str(task.kind) for task in tasks}
-    if "generation" in kinds:
+    if any(task.kind == "generation" for task in tasks):
         return "generation"
-    return "image" if "image" in kinds else "text"
+    return "image" if any(task.image is not None for task in tasks) else "text"
 
 
 def _classes(task: TaskConfig) -> int:

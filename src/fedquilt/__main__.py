@@ -1,0 +1,7 @@
+"""``python -m fedquilt``: the command line, where the script is not on the path."""
+
+import sys
+
+from fedquilt.cli import main
+
+sys.exit(main())
