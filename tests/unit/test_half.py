@@ -10,6 +10,7 @@ from fedquilt.adapters.whole import full
 from fedquilt.models.half import HALF, HalfLinear
 from fedquilt.models.loading import Base, ModelConfig, load
 from fedquilt.models.network import network
+from fedquilt.testing import run_tiny, tiny_config
 from tests.unit.test_models import batch_of, outcome, stack_of
 
 
@@ -61,3 +62,12 @@ def test_losses_and_gradients_are_close_to_float32_and_the_same_on_both_ways(kin
             packed_[key], padded[key], rtol=0, atol=0.03 * scale + 1e-3, msg=lambda m, key=key: f"{key}: {m}"
         )
         assert exact[key].dtype == padded[key].dtype == packed_[key].dtype == torch.float32
+
+
+@pytest.mark.parametrize("family", ["lora", "full"])
+def test_what_travels_is_float32(family: str) -> None:
+    model = {"name": "tiny:bert", "precision": "bfloat16"}
+    found = run_tiny(tiny_config("fedit", model=model, method={"lr": 1e-2, "steps": 1, "adapter": family}))
+    assert [line["rejected"] for line in found.rounds] == [[], []]
+    assert {leaf.dtype for leaf in found.built.adapter.spec.leaves} == {torch.float32}
+    assert {tensor.dtype for tensor in found.hub.bank.values()} == {torch.float32}

@@ -32,7 +32,7 @@ def full(base: Base, *, seed: int, heads: int = 1, head: HeadPolicy = "federated
         if path.split(".")[0] in base.head:
             continue
         key = f"{path}/{parameter}"
-        leaves.append(Leaf(key, tuple(tensor.shape), "weight", index, dtype=tensor.dtype))
+        leaves.append(Leaf(key, tuple(tensor.shape), "weight", index, dtype=base.dtype))
         init[key] = tensor.detach().clone()
     more, head_init = head_leaves(base, head, heads, len(leaves))
     return Adapter(Spec("full", (*leaves, *more), head=head), as_dtype(init | head_init, base.dtype), heads=heads)
