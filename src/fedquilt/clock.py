@@ -41,6 +41,7 @@ class Drive:
         observe: extra deterministic records of a round, from (updates, hub after it): ``file -> lines``.
         evaluate: the record of an evaluation, or None to skip; called with the hub after round ``number`` (0: at the start).
         notice: told about every finished round.
+        fingerprint: numbers in the fingerprint of a newcomer's data, for methods that ask for it.
     """
 
     program: Program
@@ -53,6 +54,7 @@ class Drive:
     observe: Callable[[int, Updates, Hub], dict[str, list[dict[str, Any]]]]
     evaluate: Callable[[Hub, int], dict[str, Any] | None]
     notice: Callable[[int, Mapping[str, Any], Mapping[str, Any] | None], None]
+    fingerprint: int = 0
 
     def run(self, hub: Hub, *, resumed: bool = False) -> Hub:
         """From the round after ``hub.step`` to the last; returns the final state. ``resumed``: the start is committed already.
@@ -60,7 +62,7 @@ class Drive:
         Raises:
             QuorumError: no usable reply in several rounds in a row.
         """
-        gate = Gate(self.spec)
+        gate = Gate(self.spec, fingerprint=self.fingerprint if self.program.client.fingerprint else 0)
         if hub.step == 0 and not resumed:
             self._commit_start(hub)
         for number in range(hub.step + 1, self.rounds + 1):
@@ -106,11 +108,18 @@ class Drive:
             return replace(hub, step=hub.step + 1, memory={**hub.memory, ABANDONED: abandoned}), {"step": [{"abandoned": 1.0}]}
         hub = replace(hub, memory={key: tensor for key, tensor in hub.memory.items() if key != ABANDONED})
         updates = collect([(reply.slot, reply.delta, reply.weight) for reply in accepted], jobs, hub, self.spec.rank)
+        updates = replace(updates, extra=self._extra(updates, accepted))
         after, metrics = self.program.step(hub, updates, now)
         for key, tensor in after.bank.items():
             if not bool(torch.isfinite(tensor).all()):
                 raise FedquiltError(f"the aggregate of '{key}' overflowed", where=f"round {now.number}", fix="lower method.lr")
         return after, {"step": [dict(metrics)], **self.observe(now.number, updates, after)}
+
+    def _extra(self, updates: Updates, accepted: Sequence[Reply]) -> dict[str, Tensor]:
+        """Fingerprints ``[n, d]`` if any came; NaN in the rows of those that sent theirs before."""
+        came = {reply.slot: reply.fingerprint for reply in accepted if reply.fingerprint is not None}
+        none = torch.full((self.fingerprint,), float("nan"))
+        return {"fingerprint": torch.stack([came.get(slot, none) for slot in updates.origin])} if came else {}
 
     def _summary(
         self, now: Round, jobs: Sequence[Job], accepted: Sequence[Reply], rejected: Sequence[Rejection], step: Mapping[str, Any]

@@ -32,10 +32,12 @@ class Gate:
 
     Args:
         most: largest believable number of examples of one slot.
+        fingerprint: numbers in the fingerprint that a newcomer has to send; 0: nobody sends one.
     """
 
     spec: Spec
     most: float = 1e9
+    fingerprint: int = 0
 
     def __call__(self, replies: Sequence[Reply], jobs: Sequence[Job], shared: Sequence[str]) -> tuple[list[Reply], list[Rejection]]:
         """(accepted, rejected); of several replies to one job the first is used."""
@@ -60,7 +62,16 @@ class Gate:
             return "replay", f"reply of round {reply.round} in round {job.round.number}"
         if not (isinstance(reply.weight, float) and math.isfinite(reply.weight) and 0 < reply.weight <= self.most):
             return "weight", f"weight {reply.weight!r}, want a number in (0, {self.most:g}]"
-        return self._schema(reply, shared) or self._finite(reply)
+        return self._schema(reply, shared) or self._finite(reply) or self._looks(reply, job)
+
+    def _looks(self, reply: Reply, job: Job) -> tuple[str, str] | None:
+        found = reply.fingerprint
+        wanted = self.fingerprint if job.row == 0 else 0
+        if found is None or not wanted:
+            return None if found is None and not wanted else ("schema", "fingerprint is " + ("missing" if wanted else "unexpected"))
+        if not (isinstance(found, torch.Tensor) and found.dtype == torch.float32 and tuple(found.shape) == (wanted,)):
+            return "schema", f"fingerprint is not a float32 vector of {wanted}"
+        return None if bool(torch.isfinite(found).all()) else ("nonfinite", "fingerprint has NaN or Inf")
 
     def _schema(self, reply: Reply, shared: Sequence[str]) -> tuple[str, str] | None:
         if set(reply.delta) != set(shared):

@@ -26,6 +26,11 @@ def encoded_size(leaves: Sequence[Leaf]) -> int:
     return 8 + (text + 7) // 8 * 8 + offset
 
 
+def _vector_size(vector: torch.Tensor | None) -> int:
+    """Bytes of a fingerprint beside the leaves, as a message of its own."""
+    return 0 if vector is None else encoded_size([Leaf("fingerprint", tuple(vector.shape), "fingerprint", 0, dtype=vector.dtype)])
+
+
 @dataclass
 class Meter:
     """Counts what every client received and sent in the current round, and in all rounds."""
@@ -49,7 +54,7 @@ class Meter:
     def up(self, replies: Sequence[Reply]) -> None:
         """One message per reply, rejected ones included: they were sent."""
         for reply in replies:
-            size = self._size(tuple(reply.delta))
+            size = self._size(tuple(reply.delta)) + _vector_size(reply.fingerprint)
             self._count(reply.slot.client, "up", size)
             self.total_up += size
 

@@ -57,6 +57,7 @@ class ClientPlan(NamedTuple):
     share: Callable[[Round], tuple[str, ...]]  # leaves that travel in a round
     local: Local
     wire: wire_.chain
+    fingerprint: bool = False  # whether newcomers (slots in row 0) send one
 
 
 class Program(NamedTuple):
@@ -96,7 +97,7 @@ def compose(method: Method, spec: Spec) -> Program:
     def step(hub: Hub, updates: Updates, now: Round) -> tuple[Hub, Metrics]:
         return server_step(method, spec, hub, updates, now)
 
-    return Program(init, plan, ClientPlan(train, share, method.local, method.wire), step)
+    return Program(init, plan, ClientPlan(train, share, method.local, method.wire, method.assign.fingerprint), step)
 
 
 def _undiluted(method: Method, spec: Spec) -> Method:

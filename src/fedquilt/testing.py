@@ -148,6 +148,7 @@ def run_tiny(config: RunConfig, base: Base | None = None) -> Outcome:
         observe=lambda number, updates, hub: {},
         evaluate=lambda hub, number: None,
         notice=lambda number, summary, evaluation: None,
+        fingerprint=built.fingerprint,
     )
     hub = drive.run(built.program.init(built.adapter.init))
     return Outcome(hub, built.engine.memory(), [dict(line) for line in journal.records.get("rounds.jsonl", [])], built)

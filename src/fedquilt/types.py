@@ -127,13 +127,17 @@ class Job:
 
 @dataclass(frozen=True)
 class Reply:
-    """What one slot sends back: the change of the shared leaves, its weight, and declared scalars."""
+    """What one slot sends back: the change of the shared leaves, its weight, and declared scalars.
+
+    ``fingerprint [d]``: what a newcomer's data looks like to the frozen base, where the method asks for it.
+    """
 
     slot: Slot
     round: int
     delta: State
     weight: float
     extra: Mapping[str, float] = field(default_factory=dict)
+    fingerprint: Tensor | None = None
 
 
 @dataclass(frozen=True)

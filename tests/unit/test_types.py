@@ -71,7 +71,7 @@ def test_nothing_that_travels_has_a_field_for_a_task_a_label_or_text() -> None:
     fields = {kind: {f.name for f in dataclasses.fields(kind)} for kind in (Job, Reply, Updates, Hub)}
     assert fields == {
         Job: {"slot", "row", "round", "effort"},
-        Reply: {"slot", "round", "delta", "weight", "extra"},
+        Reply: {"slot", "round", "delta", "weight", "extra", "fingerprint"},
         Updates: {"delta", "start", "weight", "origin", "staleness", "rank", "extra"},
         Hub: {"bank", "table", "patch", "memory", "step"},
     }

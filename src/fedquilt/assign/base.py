@@ -32,6 +32,11 @@ class Assign(Protocol):
     sees: ClassVar[str]
 
     @property
+    def fingerprint(self) -> bool:
+        """Whether newcomers send their data's fingerprint."""
+        ...
+
+    @property
     def rows(self) -> int:
         """Rows of the bank, newcomers' row 0 included."""
         ...
@@ -50,6 +55,7 @@ class one:
     """Everybody in row 0: FedAvg (McMahan et al. 2017) and all single-adapter methods."""
 
     sees: ClassVar[str] = "sum"
+    fingerprint: ClassVar[bool] = False
 
     @property
     def rows(self) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 from fedquilt import tree
 from fedquilt.types import Spec, Stack, Updates
 
-Features = Literal["b_factors", "factors", "products", "updates", "history"]
+Features = Literal["b_factors", "factors", "products", "updates", "history", "fingerprint"]
 
 
 def values(updates: Updates) -> dict[str, Tensor]:
@@ -30,7 +30,8 @@ def gram(whole: Stack, spec: Spec, features: Features, head: bool) -> Tensor:
     ``factors`` and ``updates``: all tensors one after the other (FL-TAC, Ping et al. 2024, section 3.2: raw adapter parameters);
     for ``updates`` the items are the changes of this round. ``b_factors``: only the factors that start at zero (lora_B); at
     B = 0 the gradient of A vanishes, but AdamW still moves A by steps of full size, so early on A is mostly noise.
-    ``history``: as ``b_factors``, for items that are mean updates of slots (:mod:`fedquilt.assign.history`).
+    ``history``: as ``b_factors``, for items that are mean updates of slots (:mod:`fedquilt.assign.history`);
+    ``fingerprint``: the same beside the fingerprint of the slot's data, see :func:`beside`.
     ``products``: sum over maps of <s B_i A_i, s B_j A_j> = s^2 tr((B_i^T B_j)(A_j A_i^T)): the update itself, invariant to the
     factors' gauge (B G, G^-1 A); never forms an ``[out, in]`` matrix.
     """
@@ -45,7 +46,7 @@ def gram(whole: Stack, spec: Spec, features: Features, head: bool) -> Tensor:
 def compared(names: Iterable[str], spec: Spec, features: Features, head: bool) -> list[str]:
     """Which of the uploaded leaves count."""
     chosen = [key for key in names if head or "/head." not in key]
-    if features in ("b_factors", "history") and spec.pairs():
+    if features in ("b_factors", "history", "fingerprint") and spec.pairs():
         chosen = [key for key in chosen if not key.endswith("/lora_A")]
     return chosen
 
@@ -72,6 +73,17 @@ def _products(stack: Stack, spec: Spec) -> Tensor:
 def centred(g: Tensor) -> Tensor:
     """The Gram matrix of the items minus their mean."""
     return g - g.mean(0, keepdim=True) - g.mean(1, keepdim=True) + g.mean()
+
+
+def beside(one: Tensor, other: Tensor) -> Tensor:
+    """Coordinates of items that are described twice, ``[n, a]`` and ``[n, b]``: both centred and every item scaled to length 1 in
+    each, so that neither description outweighs the other."""
+    return coordinates(centred(sum(_unit(x) @ _unit(x).t() for x in (one, other))))  # type: ignore[arg-type]
+
+
+def _unit(x: Tensor) -> Tensor:
+    x = x.double() - x.double().mean(0)
+    return torch.nn.functional.normalize(x, dim=1)
 
 
 def coordinates(g: Tensor) -> Tensor:

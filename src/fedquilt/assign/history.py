@@ -17,16 +17,20 @@ from fedquilt import tree
 from fedquilt.types import Slot, Stack, Updates
 
 PREFIX = "history/"  # in Hub.memory
-SLOTS, COUNTS = f"{PREFIX}slots", f"{PREFIX}counts"
+SLOTS, COUNTS, FINGERPRINT = f"{PREFIX}slots", f"{PREFIX}counts", f"{PREFIX}fingerprint"
 
 
 @dataclass(frozen=True)
 class History:
-    """Sums of updates ``total [S, ...]`` of S slots in ascending order and how many rounds each was in, ``counts [S]``."""
+    """Sums of updates ``total [S, ...]`` of S slots in ascending order and how many rounds each was in, ``counts [S]``.
+
+    ``fingerprint [S, d]``: of each slot's data, where the method asks for it.
+    """
 
     slots: tuple[Slot, ...]
     total: Stack
     counts: Tensor
+    fingerprint: Tensor | None = None
 
     def mean(self) -> dict[str, Tensor]:
         """Mean update of every slot, float64 ``[S, ...]``."""
@@ -35,15 +39,17 @@ class History:
     def memory(self) -> dict[str, Tensor]:
         """As entries of ``Hub.memory``."""
         slots = torch.tensor([[slot.client, slot.number] for slot in self.slots])
-        return {SLOTS: slots, COUNTS: self.counts, **{f"{PREFIX}{key}": x for key, x in self.total.items()}}
+        more = {} if self.fingerprint is None else {FINGERPRINT: self.fingerprint}
+        return {SLOTS: slots, COUNTS: self.counts, **more, **{f"{PREFIX}{key}": x for key, x in self.total.items()}}
 
 
 def recall(memory: Mapping[str, Tensor]) -> History:
     """The inverse of :meth:`History.memory`; empty before the first round."""
     if SLOTS not in memory:
         return History((), {}, torch.zeros(0))
-    total = {key.removeprefix(PREFIX): x for key, x in memory.items() if key.startswith(PREFIX) and key not in (SLOTS, COUNTS)}
-    return History(tuple(Slot(*pair) for pair in memory[SLOTS].tolist()), total, memory[COUNTS])
+    own = (SLOTS, COUNTS, FINGERPRINT)
+    total = {key.removeprefix(PREFIX): x for key, x in memory.items() if key.startswith(PREFIX) and key not in own}
+    return History(tuple(Slot(*pair) for pair in memory[SLOTS].tolist()), total, memory[COUNTS], memory.get(FINGERPRINT))
 
 
 def extend(past: History, updates: Updates, names: list[str]) -> History:
@@ -61,4 +67,18 @@ def extend(past: History, updates: Updates, names: list[str]) -> History:
         total[key] = summed.index_add(0, now, delta)
     counts = torch.zeros(len(slots))
     counts[was] = past.counts
-    return History(slots, tree.select(total, names), counts.index_add(0, now, torch.ones(len(now))))
+    counts = counts.index_add(0, now, torch.ones(len(now)))
+    return History(slots, tree.select(total, names), counts, _fingerprints(past, updates, was, now, len(slots)))
+
+
+def _fingerprints(past: History, updates: Updates, was: Tensor, now: Tensor, slots: int) -> Tensor | None:
+    """Those known before, and those that came now (NaN: none came)."""
+    given = updates.extra.get("fingerprint")
+    if given is None:
+        return past.fingerprint
+    out = given.new_full((slots, given.shape[1]), float("nan"))
+    came = ~given.isnan().any(1)
+    out[now[came]] = given[came]
+    if past.fingerprint is not None:
+        out[was] = past.fingerprint
+    return out

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedquilt import tree
 from fedquilt.assign.base import Assignment
-from fedquilt.assign.features import Features, compared, coordinates, gram, values
+from fedquilt.assign.features import Features, beside, compared, coordinates, gram, values
 from fedquilt.assign.history import extend, recall
 from fedquilt.assign.lloyd import Clustering, constrained, from_labels, nearest, plain, plus_plus, silhouette
 from fedquilt.errors import CompositionError, ConfigError
@@ -73,6 +73,11 @@ class kmeans:
             )
 
     @property
+    def fingerprint(self) -> bool:
+        """Whether newcomers send their data's fingerprint."""
+        return self.features == "fingerprint"
+
+    @property
     def rows(self) -> int:
         """k clusters and the newcomers' row."""
         return self.k + 1
@@ -80,7 +85,7 @@ class kmeans:
     def __call__(self, updates: Updates, hub: Hub, spec: Spec, now: Round) -> Assignment:
         if not updates.delta:
             raise CompositionError("k-means needs uploads to look at", why="nothing is shared", fix="share some leaves")
-        if self.features == "history":
+        if self.features in ("history", "fingerprint"):
             return self._by_history(updates, hub, spec, now)
         items = values(updates)
         before = torch.tensor([hub.row_of(slot) for slot in updates.origin])
@@ -95,6 +100,8 @@ class kmeans:
         """Cluster all slots ever seen by their mean updates; the absent ones change their row too."""
         past = extend(recall(hub.memory), updates, compared(updates.delta, spec, self.features, self.head))
         points = coordinates(gram(past.mean(), spec, self.features, self.head))
+        if past.fingerprint is not None:
+            points = beside(points, past.fingerprint)
         before = torch.tensor([hub.row_of(slot) for slot in past.slots])
         found, metrics = self._best(points, self._known(points, None, before, hub), past.slots, now, fresh=True)
         rows = overlapping(found.labels, before, self.k)

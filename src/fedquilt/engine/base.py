@@ -15,8 +15,9 @@ from fedquilt.data.view import SlotData, View
 from fedquilt.engine.batches import Sampler
 from fedquilt.method import ClientPlan
 from fedquilt.models.network import Network
-from fedquilt.types import Job, Reply, Slot, Spec, Stack, State
+from fedquilt.types import Batch, Job, Reply, Slot, Spec, Stack, State
 
+LOOKED_AT = 64  # examples behind a fingerprint
 Tick = Callable[[int], None]
 
 
@@ -76,15 +77,24 @@ class InProcess(ABC):
 
     Args:
         cohort: slots trained together; results do not depend on it beyond rounding (sequential: not at all).
+        fingerprint: what rows of a batch look like to the frozen base, ``[n, d]``; needed if the method asks newcomers for it.
         tick: called with the number of slot-steps just done (progress).
     """
 
     def __init__(
-        self, view: View, spec: Spec, client: ClientPlan, network: Network, seed: int, cohort: int = 64, tick: Tick | None = None
+        self,
+        view: View,
+        spec: Spec,
+        client: ClientPlan,
+        network: Network,
+        seed: int,
+        cohort: int = 64,
+        tick: Tick | None = None,
+        fingerprint: Callable[[Batch], Tensor] | None = None,
     ) -> None:
         self.view, self.spec, self.client, self.network = view, spec, client, network
         self.sampler = Sampler(view.tasks, client.local, seed)
-        self.cohort, self.tick = cohort, tick or (lambda _: None)
+        self.cohort, self.tick, self.fingerprint = cohort, tick or (lambda _: None), fingerprint
         self.heads = {name: index for index, name in enumerate(sorted(view.tasks))} if spec.head == "per-task" else {}
         self.private: dict[Slot, State] = {}
         self.moments: dict[Slot, State] = {}
@@ -160,7 +170,16 @@ class InProcess(ABC):
             self.moments[job.slot] = done.moments
         delta = tree.sub(tree.select(done.state, shared), tree.select(work.start, shared))
         delta = dict(self.client.wire.send(delta, job)) if delta else delta
-        return Reply(job.slot, job.round.number, delta, float(work.data.samples), {"loss": done.loss})
+        asked = self.client.fingerprint and job.row == 0
+        look = self._fingerprint(job.slot, work.data) if asked else None
+        return Reply(job.slot, job.round.number, delta, float(work.data.samples), {"loss": done.loss}, look)
+
+    def _fingerprint(self, slot: Slot, data: SlotData) -> Tensor:
+        """Mean ``[d]`` over at most :data:`LOOKED_AT` of the slot's examples."""
+        if self.fingerprint is None:
+            raise ValueError("the method asks for fingerprints, and the engine was given nothing to compute them")
+        looked = [self.fingerprint(batch) for batch in self.sampler.some(slot, data, LOOKED_AT)]
+        return torch.cat(looked).double().mean(0).float()
 
 
 def starts(works: Sequence[Work], names: Sequence[str]) -> dict[str, Tensor]:

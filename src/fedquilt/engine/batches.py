@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fedquilt.data.encode import Examples, Task
 from fedquilt.data.images import ImageExamples, gather
 from fedquilt.data.view import SlotData
 from fedquilt.local import Local
 from fedquilt.rng import derive, numpy_generator
-from fedquilt.types import Batch, Job
+from fedquilt.types import Batch, Job, Slot
 
 
 class Sampler:
@@ -23,9 +24,7 @@ class Sampler:
 
     def batches(self, job: Job, data: SlotData, steps: int, heads: Mapping[str, int]) -> Iterator[Batch]:
         """``steps`` batches of this slot in this round; owner is 0, the caller renumbers."""
-        names = list(data.tasks)
-        task_of = np.concatenate([np.full(len(index), i) for i, (_, index) in enumerate(data.parts)])
-        example = np.concatenate([index for _, index in data.parts])
+        names, task_of, example = _flat(data)
         place = (job.slot.client, job.slot.number, job.round.number)
         done = 0
         while done < steps:
@@ -40,6 +39,20 @@ class Sampler:
                 ]
                 yield assemble(chosen, key)
                 done += 1
+
+    def some(self, slot: Slot, data: SlotData, most: int) -> Iterator[Batch]:
+        """At most ``most`` of the slot's training examples, drawn from the seed; batches of the local batch size."""
+        names, task_of, example = _flat(data)
+        rows = numpy_generator(self.seed, "some", slot.client, slot.number).permutation(len(example))[:most]
+        for begin in range(0, len(rows), self.local.batch):
+            part = rows[begin : begin + self.local.batch]
+            yield assemble([(self.tasks[names[t]], 0, e) for t, e in zip(task_of[part], example[part], strict=True)], 0)
+
+
+def _flat(data: SlotData) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
+    """Names of the tasks, and of every example its task's number and its own."""
+    task_of = np.concatenate([np.full(len(index), i) for i, (_, index) in enumerate(data.parts)])
+    return list(data.tasks), task_of, np.concatenate([index for _, index in data.parts])
 
 
 def assemble(rows: Sequence[tuple[Task, int, int]], key: int, *, split: str = "train") -> Batch:

@@ -23,6 +23,7 @@ from fedquilt.errors import ConfigError
 from fedquilt.evaluate import Evaluator
 from fedquilt.method import Method, Program, compose
 from fedquilt.models.causal import token_budget
+from fedquilt.models.fingerprint import Fingerprint
 from fedquilt.models.half import multiplies_half
 from fedquilt.models.loading import Base
 from fedquilt.models.loading import load as load_base
@@ -49,6 +50,11 @@ class Built:
     network: Network
     engine: InProcess
     evaluator: Evaluator
+
+    @property
+    def fingerprint(self) -> int:
+        """Numbers in the fingerprint of a slot's data."""
+        return Fingerprint(self.base).size
 
     @property
     def bank_is_complete(self) -> bool:
@@ -157,7 +163,8 @@ def assemble(config: RunConfig, base: Base, tasks: Mapping[str, Task], parts: Pa
     check_rows(method, view)
     engine_class: Any = registry.load("fedquilt.engines", config.engine)
     runner = network(base, adapter, packed=engine_class.packed)
-    options: dict[str, Any] = {"cohort": config.cohort, "tick": tick}
+    look = Fingerprint(base) if program.client.fingerprint else None
+    options: dict[str, Any] = {"cohort": config.cohort, "tick": tick, "fingerprint": look}
     if engine_class.packed:
         options["one_by_one"] = not batches_adapters(base, adapter)
         if not base.head:

@@ -152,6 +152,7 @@ def _drive(built: Built, hub: Hub, store: Store, meter: Meter, log: _Log, say: P
         observe=lambda number, updates, after: records(number, updates, after, truth, samples, sketch),
         evaluate=evaluate,
         notice=log.notice,
+        fingerprint=built.fingerprint,
     )
 
 
