@@ -262,10 +262,15 @@ def test_presets_and_assets_declare_their_classes(tiny: Callable[..., RunConfig]
 
 
 @pytest.mark.parametrize(
-    ("kinds", "use"), [(("image",), "image"), (("generation", "generation"), "generation"), (("regression",), "text")]
+    ("task", "use"),
+    [
+        ({"source": "folder:x", "image": "image", "labels": ["a", "b"]}, "image"),
+        ({"source": "file:x.csv", "kind": "generation"}, "generation"),
+        ({"source": "file:x.csv", "kind": "regression"}, "text"),
+    ],
 )
-def test_the_kind_of_the_tasks_decides_the_head(kinds: tuple[str, ...], use: Use) -> None:
-    assert cost_module._use([TaskConfig.model_construct(name="t", kind=kind) for kind in kinds]) == use
+def test_the_kind_of_the_tasks_decides_the_head(task: dict[str, Any], use: Use) -> None:
+    assert cost_module._use([TaskConfig(name="t", **task)]) == use
 
 
 # -- the command -------------------------------------------------------------------------------------------------------------
