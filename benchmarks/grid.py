@@ -21,7 +21,7 @@ from fedquilt.runs.launch import resume, run
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FAMILIES = {
-    "glue": ("fltac", "fltac-paper", "fedit-r1", "fedit-r5", "fedit-r16", "local", "centralised"),
+    "glue": ("fltac", "fltac-fingerprint", "fltac-paper", "fedit-r1", "fedit-r5", "fedit-r16", "local", "centralised"),
     "cifar": ("fltac", "fedit-r1", "fedit-r2", "local", "centralised"),
     "dolly": ("fltac", "fedit-r8", "local", "centralised", "fltac-split", "fedit-split"),
 }

@@ -1,0 +1,119 @@
+"""Fingerprints of data: what they are, who sends them, what the server makes of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from uploads import SPEC, World, federation, new_hub, same_partition
+
+from fedquilt import assign, local, method, tree
+from fedquilt.assign.history import recall
+from fedquilt.engine.batches import assemble
+from fedquilt.gate import Gate
+from fedquilt.meter import encoded_size
+from fedquilt.models.fingerprint import Fingerprint
+from fedquilt.models.loading import Base
+from fedquilt.testing import Outcome, run_tiny, tiny_base, tiny_config, tiny_tasks
+from fedquilt.types import Job, Leaf, Reply, Round, Slot
+
+TWO = federation(*[[0, 1], [1, 0], [0], [1]] * 3)
+
+
+def outcome(base: Base | None = None, **more: Any) -> Outcome:
+    options = {"lr": 1e-2, "steps": 2, "batch": 4, "features": "fingerprint", **more.pop("method", {})}
+    return run_tiny(tiny_config("fltac", method=options, **more), base)
+
+
+@pytest.mark.parametrize("model", ["bert", "roberta", "vit", "dinov2", "llama", "gpt2"])
+def test_it_is_the_mean_last_hidden_state_of_the_frozen_base(model: str) -> None:
+    kind = "generation" if model in ("llama", "gpt2") else "classification"
+    config = tiny_config("fltac", kind, method={"lr": 0.1, "steps": 1}, model={"name": f"tiny:{model}", "precision": "float64"})
+    base = tiny_base(config)
+    task = tiny_tasks(0, kind, base.transform)["colour"]
+    batch = assemble([(task, 0, i) for i in range(5)], 0)
+    found = Fingerprint(base)(batch)
+    assert found.shape == (5, Fingerprint(base).size)
+    assert found.dtype == torch.float32
+    for i in range(5):  # alone, so without padding
+        alone = assemble([(task, 0, i)], 0)
+        if alone.pixels is not None:
+            assert torch.allclose(Fingerprint(base)(alone)[0], found[i], atol=1e-6)
+            continue
+        types = {"token_type_ids": alone.types[None].clamp(max=base.model.config.type_vocab_size - 1)} if base.head else {}
+        with torch.no_grad():
+            hidden = base.model.base_model(input_ids=alone.tokens[None], **types).last_hidden_state[0]
+        assert torch.allclose(hidden.mean(0).float(), found[i], atol=1e-6)
+
+
+def test_both_engines_send_the_same() -> None:
+    fast, slow = outcome(), outcome(engine="sequential")
+    assert fast.hub.table == slow.hub.table
+    assert tree.max_difference(fast.tensors(), slow.tensors()) <= 1e-10
+    assert torch.equal(fast.hub.memory["history/fingerprint"], slow.hub.memory["history/fingerprint"])
+    assert not bool(fast.hub.memory["history/fingerprint"].isnan().any())
+
+
+def test_only_newcomers_send_one_and_it_is_counted() -> None:
+    found, without = outcome(), outcome(method={"features": "history"})
+    size = encoded_size([Leaf("fingerprint", (16,), "fingerprint", 0, dtype=torch.float32)])
+    slots = len(found.built.view.slots)
+    more = [one["bytes_up"] - other["bytes_up"] for one, other in zip(found.rounds, without.rounds, strict=True)]
+    assert more == [size * slots, 0]
+    assert [one["bytes_down"] for one in found.rounds] == [other["bytes_down"] for other in without.rounds]
+    assert not [line for line in found.rounds if line["rejected"]]
+
+
+def test_who_comes_later_sends_it_then() -> None:
+    found = outcome(rounds=4, method={"participation": 0.5})
+    past = recall(found.hub.memory)
+    assert len({tuple(line["cohort"]) for line in found.rounds}) > 1
+    assert past.fingerprint is not None
+    assert len(past.fingerprint) == len(past.slots) == len(found.hub.table)
+    assert not bool(past.fingerprint.isnan().any())
+    assert not [line for line in found.rounds if line["rejected"]]
+
+
+@pytest.mark.parametrize(
+    ("sent", "row", "code"),
+    [
+        (torch.zeros(3), 0, None),
+        (None, 1, None),
+        (None, 0, "schema"),
+        (torch.zeros(3), 1, "schema"),
+        (torch.zeros(4), 0, "schema"),
+        (torch.zeros(1, 3), 0, "schema"),
+        (torch.zeros(3, dtype=torch.float64), 0, "schema"),
+        ([0.0, 0.0, 0.0], 0, "schema"),
+        (torch.tensor([0.0, float("nan"), 0.0]), 0, "nonfinite"),
+        (torch.tensor([0.0, float("inf"), 0.0]), 0, "nonfinite"),
+    ],
+)
+def test_the_gate(sent: Any, row: int, code: str | None) -> None:
+    spec = replace(SPEC, leaves=())
+    job, reply = Job(Slot(0, 0), row, Round(1, 0)), Reply(Slot(0, 0), 1, {}, 1.0, fingerprint=sent)
+    accepted, rejected = Gate(spec, fingerprint=3)([reply], [job], ())
+    assert [one.code for one in rejected] == ([] if code is None else [code])
+    assert len(accepted) == (code is None)
+    refused = Gate(spec)([reply], [job], ())[1]
+    assert [one.code for one in refused] == ([] if sent is None else ["schema"]), "nobody asked for one"
+
+
+@pytest.mark.parametrize("constraint", ["cannot-link", "none"])
+def test_it_tells_tasks_apart_that_adapters_do_not(constraint: Any) -> None:
+    """Adapters of pure noise; data in two places."""
+    world, hub = World(TWO), new_hub(3)
+    noise = world.uploads(hub, 1, progress=dict.fromkeys(TWO, 0.0))
+    stream = torch.Generator().manual_seed(0)
+    place = torch.randn(2, 8, generator=stream)
+    looks = torch.stack([place[TWO[slot]] + 0.1 * torch.randn(8, generator=stream) for slot in noise.origin])
+    tables = {}
+    for how, extra in (("fingerprint", {"fingerprint": looks}), ("history", {})):
+        part = assign.kmeans(2, features=how, constraint=constraint)  # type: ignore[arg-type]
+        composed = method.Method("test", local.sgd(0.1, steps=1), slots="task", assign=part)
+        after, _ = method.server_step(composed, SPEC, hub, replace(noise, extra=extra), Round(1, 0))
+        tables[how] = dict(after.table)
+    assert same_partition(tables["fingerprint"], TWO)
+    assert not same_partition(tables["history"], TWO)
