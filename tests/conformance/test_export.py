@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 from door import fedquilt, write_config
+from exported import adapters
 from tiny import WORDS
 from torch import Tensor
 
-from fedquilt import tree
 from fedquilt.engine.batches import assemble
 from fedquilt.models.loading import ModelConfig, load
 from fedquilt.models.padded import Padded
@@ -96,16 +96,6 @@ def ours(built: Built, state: State, task: str, head: int) -> Tensor:
     data = built.tasks[task]
     batch = assemble([(data, head, i) for i in range(len(data.evaluation))], 0, split="evaluation")
     return built.network.logits({key: x[None] for key, x in state.items()}, batch)
-
-
-def adapters(built: Built, hub: Hub) -> dict[str, State]:
-    """Folder name -> adapter, derived here anew: rows in use, or every slot with its private leaves."""
-    if built.bank_is_complete:
-        return {f"row-{row:02d}": tree.row(hub.bank, row) for row in sorted(set(hub.table.values()))}
-    return {
-        f"client-{slot.client:03d}-slot-{slot.number}": built.engine.state_of(slot, tree.row(hub.bank, hub.row_of(slot)))
-        for slot in built.view.slots
-    }
 
 
 def heads_of(built: Built) -> Sequence[tuple[str, int]]:

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 from door import fedquilt
+from exported import adapters
 from texts import KINDS, text_config
 from torch import Tensor
 
-from fedquilt import tree
 from fedquilt.models.loading import ModelConfig, load
 from fedquilt.runs.build import Built, build
 from fedquilt.runs.config import load_config
 from fedquilt.runs.store import Store
-from fedquilt.types import Hub, State
+from fedquilt.types import State
 
 # peft asks transformers for something by its old name, in the user's own code too.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -62,15 +62,6 @@ def ours(built: Built, state: State, task: str) -> list[Tensor]:
     return [row[: int(types.sum())] for row, types in zip(logits, batch.types.split(batch.lengths.tolist()), strict=True)]
 
 
-def states(built: Built, hub: Hub) -> dict[str, State]:
-    if built.bank_is_complete:
-        return {f"row-{row:02d}": tree.row(hub.bank, row) for row in sorted(set(hub.table.values()))}
-    return {
-        f"client-{slot.client:03d}-slot-{slot.number}": built.engine.state_of(slot, tree.row(hub.bank, hub.row_of(slot)))
-        for slot in built.view.slots
-    }
-
-
 @pytest.mark.parametrize(("method", "kind", "tables"), CASES, ids=[f"{method}-{kind}" for method, kind, _ in CASES])
 def test_logits_through_plain_libraries_are_ours(method: str, kind: str, tables: dict[str, Any], tmp_path: Path) -> None:
     base = load(ModelConfig(name=f"tiny:{kind}"), classes=0, seed=0)
@@ -82,7 +73,7 @@ def test_logits_through_plain_libraries_are_ours(method: str, kind: str, tables:
     loaded = Store(tmp_path / "run").load()
     assert loaded is not None
     built.engine.restore(loaded[1])
-    found = states(built, loaded[0])
+    found = adapters(built, loaded[0])
     assert sorted(path.name for path in (tmp_path / "run" / "adapters").iterdir()) == sorted(found)
     moved = 0.0
     for name, state in found.items():

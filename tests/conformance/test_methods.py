@@ -18,7 +18,7 @@ from fedquilt.models.loading import Base
 from fedquilt.runs import registry
 from fedquilt.runs.build import assemble
 from fedquilt.runs.config import RunConfig
-from fedquilt.testing import SIZES, Outcome, check_method, run_tiny, tiny_base, tiny_config, tiny_partition, tiny_tasks
+from fedquilt.testing import SIZES, Outcome, agree, check_method, run_tiny, tiny_base, tiny_config, tiny_partition, tiny_tasks
 from fedquilt.types import Job, Round, Stack
 
 METHODS = registry.names("fedquilt.methods")
@@ -90,7 +90,8 @@ def test_every_method_passes_the_check(name: str, model: str, dropout: float, op
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "head_only"])
 def test_every_method_passes_the_check_on_language_models(name: str, model: str, dropout: float, optimiser: str) -> None:
     more = tables(name, model=model, dropout=dropout)
-    assert len(check_method(name, kind="generation", tables=more, **OPTIMISERS[optimiser])) == 7
+    options = {**OPTIMISERS[optimiser], "lr": 0.02}  # at 0.1 SGD diverges on some slot, and a rounding error grows a millionfold
+    assert len(check_method(name, kind="generation", tables=more, **options)) == 7
 
 
 def test_a_method_that_trains_the_head_is_refused_on_a_language_model() -> None:
@@ -228,7 +229,7 @@ def test_another_seed_gives_other_bits(name: str) -> None:
 def test_engines_agree_in_float64_after_three_rounds(name: str, cohort: int) -> None:
     config = configured(name, dropout=0.1, cohort=cohort)
     fast, slow = outcome(config), outcome(config, engine="sequential")
-    assert tree.max_difference(fast.tensors(), slow.tensors()) <= 1e-10
+    assert agree(fast, slow)
     assert fast.hub.table == slow.hub.table
     assert [line["step"].keys() for line in fast.rounds] == [line["step"].keys() for line in slow.rounds]
 
@@ -238,7 +239,7 @@ def test_engines_agree_in_float64_after_three_rounds(name: str, cohort: int) -> 
 def test_engines_agree_on_images_in_float64_after_three_rounds(name: str, model: str) -> None:
     config = configured(name, dropout=0.1, model=model, cohort=7)
     fast, slow = outcome(config), outcome(config, engine="sequential")
-    assert tree.max_difference(fast.tensors(), slow.tensors()) <= 1e-10
+    assert agree(fast, slow)
     assert fast.hub.table == slow.hub.table
     assert not tree.equal(fast.hub.bank, outcome(config, seed=2).hub.bank)
 

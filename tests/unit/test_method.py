@@ -244,7 +244,7 @@ def test_features_that_the_adapter_does_not_have() -> None:
 def test_a_method_is_a_value_that_prints_as_it_is_written() -> None:
     one = fltac(tasks=5, lr=0.1, steps=3, weighting="uniform", constraint="none", head_features=True)
     assert one == fltac(tasks=5, lr=0.1, steps=3, weighting="uniform", constraint="none", head_features=True)
-    assert "assign=kmeans(k=5, features='b_factors', constraint='none', head=True, restarts=50)" in repr(one)
+    assert "assign=kmeans(k=5, features='b_factors', constraint='none', head=True, restarts=50, estimate=False)" in repr(one)
     assert fltac(tasks=5, lr=0.1, steps=3, participation=0.5).sample == sample.fraction(0.5)
 
 
