@@ -18,7 +18,9 @@ from tiny import tiny_config
 from fedquilt.cli import main
 from fedquilt.runs.store import JOURNALS, read_manifest
 
-COMMAND = (sys.executable, "-c", "import sys; from fedquilt.cli import main; sys.exit(main())")
+# As from a terminal: started in the background of a script, a process inherits that interrupts are ignored.
+LISTEN = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+COMMAND = (sys.executable, "-c", f"{LISTEN}; import sys; from fedquilt.cli import main; sys.exit(main())")
 PATIENCE = 120.0  # seconds until a process that does not do what it should is given up
 
 
