@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from real import real_data
 
 from fedquilt.data import PartitionConfig, RawSplit, RawTask, TaskConfig, encode, load, partition
 from fedquilt.data.prompts import render, tokenise
@@ -180,15 +180,13 @@ def test_a_skipped_example_is_nobody_s_and_is_not_evaluated(tokenizer: Any, tmp_
 
 def test_fedit_s_public_split_of_dolly() -> None:
     """Ten clients, and ten test rows of each category that no client has."""
-    given = os.environ.get("FEDQUILT_DATA")
-    if given is None or not (Path(given) / "dolly15k" / "all.parquet").is_file():
-        pytest.skip("no real data: set FEDQUILT_DATA to a folder with dolly15k/all.parquet")
+    folder = real_data("dolly15k/all.parquet")
     raws = {}
     for name in DOLLY:
         config = TaskConfig(
             name=name, preset=f"dolly/{name}", source="file:dolly15k/all.parquet", eval_where={"shepherd_client": -1}
         )
-        raws[name] = load(config, root=Path(given), cache=Path(), seed=0, columns=("shepherd_client",))
+        raws[name] = load(config, root=folder, cache=Path(), seed=0, columns=("shepherd_client",))
     parts = partition(raws, PartitionConfig(how="column", column="shepherd_client"), seed=0)
     assert parts.clients == 10
     assert [len(raw.evaluation) for raw in raws.values()] == [10] * 8

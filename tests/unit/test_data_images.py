@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import struct
 import zlib
 from pathlib import Path
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 from pyarrow import parquet
+from real import real_data
 
 from fedquilt.data import ImageExamples, RawTask, TaskConfig, Transform, encode_images, load
 from fedquilt.data import transform as transforms
@@ -122,20 +122,12 @@ def test_presets_are_the_hub_s_columns() -> None:
     assert (local.eval_split, local.image) == ("test", "bytes")
 
 
-def real_data() -> Path:
-    given = os.environ.get("FEDQUILT_DATA")
-    folder = Path(given) if given else Path(__file__).parents[3] / "shared" / "data"
-    if not (folder / "cifar10").is_dir():
-        pytest.skip("no real data: set FEDQUILT_DATA to a folder with cifar10/train.parquet and others")
-    return folder
-
-
 def test_cifar_presets_fit_the_real_files(tmp_path: Path) -> None:
     for name, classes in (("cifar10", 10), ("cifar100", 100)):
         given = {"preset": name, "image": "image_bytes", "label": "label", "eval_split": "test"}
         raw = load(
             TaskConfig(name=name, source=f"file:{name}/{{split}}.parquet", max_train=30, max_eval=20, **given),  # type: ignore[arg-type]
-            root=real_data(), cache=tmp_path, seed=0,
+            root=real_data(f"{name}/train.parquet"), cache=tmp_path, seed=0,
         )  # fmt: skip
         assert (len(raw.labels), len(raw.train), len(raw.evaluation)) == (classes, 30, 20)
         pixels = encoded(raw, tmp_path, size=32).pixels

@@ -1,11 +1,11 @@
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import csv, parquet
+from real import real_data
 
 from fedquilt.data import RawTask, TaskConfig, load
 from fedquilt.errors import DataError
@@ -226,22 +226,14 @@ def test_an_unreachable_hub_says_how_to_go_on(tmp_path: Path, monkeypatch: pytes
         read(tmp_path, source="hub:x/y")
 
 
-def real_data() -> Path:
-    """Folder of the real sets; the test is skipped where there is none."""
-    given = os.environ.get("FEDQUILT_DATA")
-    folder = Path(given) if given else Path(__file__).parents[3] / "shared" / "data"
-    if not (folder / "glue_sst2").is_dir():
-        pytest.skip("no real data: set FEDQUILT_DATA to a folder with glue_sst2/train.parquet and others")
-    return folder
-
-
 @pytest.mark.parametrize("name", ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"])
 def test_glue_presets_fit_the_real_files(tmp_path: Path, name: str) -> None:
+    folder = real_data(f"glue_{name}/train.parquet")
     source = f"file:glue_{name}/{{split}}.parquet"
     task = TaskConfig(name=name, preset=f"glue/{name}", source=source, max_train=50)
-    raw = load(task, root=real_data(), cache=tmp_path, seed=0)
+    raw = load(task, root=folder, cache=tmp_path, seed=0)
     assert len(raw.train) == 50
-    assert len(raw.evaluation) == parquet.ParquetFile(real_data() / f"glue_{name}/validation.parquet").metadata.num_rows
+    assert len(raw.evaluation) == parquet.ParquetFile(folder / f"glue_{name}/validation.parquet").metadata.num_rows
     if raw.kind == "regression":
         assert raw.evaluation.labels.min() >= 0
         assert raw.evaluation.labels.max() <= 5

@@ -11,7 +11,7 @@ from fedquilt.models.half import HALF, HalfLinear
 from fedquilt.models.loading import Base, ModelConfig, load
 from fedquilt.models.network import network
 from fedquilt.testing import run_tiny, tiny_config
-from tests.unit.test_models import batch_of, outcome, stack_of
+from tests.unit.test_models import batch_of, half_is_close, outcome, stack_of
 
 
 def loaded(kind: str, precision: str) -> Base:
@@ -48,20 +48,12 @@ def test_the_fingerprint_tells_the_precisions_apart() -> None:
 @pytest.mark.parametrize("family", ["lora", "full"])
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
 def test_losses_and_gradients_are_close_to_float32_and_the_same_on_both_ways(kind: str, family: str) -> None:
-    found = {}
-    for precision, packed in (("float32", False), ("bfloat16", False), ("bfloat16", True)):
+    def run(precision: str, packed: bool) -> dict[str, torch.Tensor]:
         base = loaded(kind, precision)
         adapter = lora(base, seed=0, rank=2) if family == "lora" else full(base, seed=0)
-        found[precision, packed] = outcome(network(base, adapter, packed=packed), stack_of(adapter, 1), batch_of(6, 1))
-    exact, padded, packed_ = found.values()
-    assert not torch.equal(exact["losses"], padded["losses"]), "nothing was rounded"
-    for key in exact:
-        scale = float(exact[key].abs().max())
-        torch.testing.assert_close(padded[key], exact[key], rtol=0, atol=0.06 * scale + 1e-3, msg=lambda m, key=key: f"{key}: {m}")
-        torch.testing.assert_close(
-            packed_[key], padded[key], rtol=0, atol=0.03 * scale + 1e-3, msg=lambda m, key=key: f"{key}: {m}"
-        )
-        assert exact[key].dtype == padded[key].dtype == packed_[key].dtype == torch.float32
+        return outcome(network(base, adapter, packed=packed), stack_of(adapter, 1), batch_of(6, 1))
+
+    half_is_close(run, to_float=0.06, to_each_other=0.03)
 
 
 @pytest.mark.parametrize("family", ["lora", "full"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -54,6 +55,16 @@ def outcome(net: Any, stack: dict[str, torch.Tensor], batch: Batch) -> dict[str,
     losses = net.losses(leaves, batch)
     grads = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
     return {"losses": losses.detach(), "logits": net.logits(stack, batch), **dict(zip(leaves, grads, strict=True))}
+
+
+def half_is_close(run: Callable[[str, bool], dict[str, torch.Tensor]], *, to_float: float, to_each_other: float) -> None:
+    """``run(precision, packed)``: bfloat16 against float32, and its two ways of running, relative to the largest entry."""
+    exact, padded, packed = run("float32", False), run("bfloat16", False), run("bfloat16", True)
+    assert not torch.equal(exact["losses"], padded["losses"]), "nothing was rounded"
+    for key, x in exact.items():
+        for found, expected, rest in ((padded[key], x, to_float), (packed[key], padded[key], to_each_other)):
+            atol = rest * float(x.abs().max()) + 1e-3
+            torch.testing.assert_close(found, expected, rtol=0, atol=atol, msg=lambda m, key=key: f"{key}: {m}")
 
 
 FAMILIES = {

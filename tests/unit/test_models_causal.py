@@ -23,6 +23,7 @@ from fedquilt.models.padded import pad
 from fedquilt.models.padded_causal import PaddedCausal
 from fedquilt.models.roles import resolve
 from fedquilt.types import Batch
+from tests.unit import test_models
 from tests.unit.test_models import stack_of
 
 KINDS = ("llama", "gpt2")
@@ -49,17 +50,8 @@ def batch_of(rows: int, adapters: int) -> Batch:
 
 
 def outcome(net: Any, stack: dict[str, torch.Tensor], batch: Batch) -> dict[str, torch.Tensor]:
-    leaves = {key: x.clone().requires_grad_() for key, x in stack.items()}
-    losses = net.losses(leaves, batch)
-    grads = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
     sums, counts = net.token_losses(stack, batch)
-    return {
-        "losses": losses.detach(),
-        "logits": net.logits(stack, batch),
-        "sums": sums,
-        "counts": counts.double(),
-        **dict(zip(leaves, grads, strict=True)),
-    }
+    return {**test_models.outcome(net, stack, batch), "sums": sums, "counts": counts.double()}
 
 
 FAMILIES = {
@@ -232,18 +224,12 @@ def test_a_tied_output_map_that_trains_gets_its_gradient() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_is_close_to_float32_on_both_ways(kind: str) -> None:
-    found = {}
-    for precision, packed in (("float32", False), ("bfloat16", False), ("bfloat16", True)):
+    def run(precision: str, packed: bool) -> dict[str, torch.Tensor]:
         base = base_of(kind, precision=precision)
         adapter = lora(base, seed=0, rank=2)
-        found[precision, packed] = outcome(network(base, adapter, packed=packed), stack_of(adapter, 1), batch_of(6, 1))
-    exact, padded, packed_ = found.values()
-    assert not torch.equal(exact["losses"], padded["losses"]), "nothing was rounded"
-    for key in exact:
-        scale = float(exact[key].abs().max())
-        torch.testing.assert_close(padded[key], exact[key], rtol=0, atol=0.08 * scale + 1e-3, msg=lambda m, key=key: f"{key}: {m}")
-        torch.testing.assert_close(packed_[key], padded[key], rtol=0, atol=0.05 * scale + 1e-3)
-        assert packed_[key].dtype in (torch.float32, torch.float64)
+        return outcome(network(base, adapter, packed=packed), stack_of(adapter, 1), batch_of(6, 1))
+
+    test_models.half_is_close(run, to_float=0.08, to_each_other=0.05)
 
 
 def test_the_embedding_of_a_tied_output_map_is_halved_with_it() -> None:

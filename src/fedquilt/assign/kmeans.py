@@ -7,6 +7,7 @@ partial participation the previous clusters are kept as centres.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -137,7 +138,7 @@ class kmeans:
         self, points: Tensor, candidates: list[Clustering], clients: list[int], now: Round
     ) -> tuple[Clustering, Metrics]:
         """The number of clusters with the largest silhouette; for every number the lowest inertia."""
-        least = max(clients.count(c) for c in set(clients)) if self.constraint == "cannot-link" else 1
+        least = most_slots(clients) if self.constraint == "cannot-link" else 1
         best: dict[int, Clustering] = {}
         for k in range(min(max(2, least), self.k), self.k + 1):
             for found in [*candidates, *self._afresh(points, k, clients, now)]:
@@ -166,7 +167,7 @@ class kmeans:
     def _run(self, points: Tensor, start: Tensor, clients: list[int], *, known: bool = False) -> Clustering:
         if self.constraint == "none":
             return nearest(points, start) if known else plain(points, start)
-        most = max(clients.count(c) for c in set(clients))
+        most = most_slots(clients)
         if most > start.shape[0]:
             raise CompositionError(
                 f"a client has {most} slots for {self.k} clusters",
@@ -189,6 +190,11 @@ class kmeans:
         table = torch.zeros(int(labels.max()) + 1, dtype=torch.long)
         table[used[torch.as_tensor(cluster)]] = torch.as_tensor(row) + 1
         return table[labels]
+
+
+def most_slots(clients: Sequence[int]) -> int:
+    """Slots of the client that has the most: under cannot-link there are at least so many clusters."""
+    return max(Counter(clients).values())
 
 
 def overlapping(labels: Tensor, before: Tensor, k: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,30 @@ from typing import Any
 import numpy as np
 
 from fedquilt import tree
-from fedquilt.data.partition import Partition
-from fedquilt.errors import ConfigError, StateError
+from fedquilt.errors import ConfigError
 from fedquilt.judge.client import Judge
 from fedquilt.judge.score import ask, parse
-from fedquilt.models.greedy import prompts_of
 from fedquilt.models.scoring import TextScores
-from fedquilt.runs.build import Built, build
+from fedquilt.runs.build import Built
 from fedquilt.runs.config import load_config
-from fedquilt.runs.store import Store, write_atomic
+from fedquilt.runs.reopen import reopen
+from fedquilt.runs.store import write_atomic
 from fedquilt.types import Batch, Hub, Slot, State
 
 REPLY_TOKENS = 8  # of a score, for estimates
 Key = tuple[object, str]  # (bank row or slot, task)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The evaluation rows of a task that are judged, the same for every adapter, and their (prompt, reference) as texts."""
+
+    batch: Batch
+    texts: list[tuple[str, str]]
+
+    def questions(self, answers: Sequence[str]) -> list[str]:
+        """Messages to the judge about one adapter's ``answers``."""
+        return [ask(prompt, reference, answer) for (prompt, reference), answer in zip(self.texts, answers, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -34,22 +45,7 @@ class Opened:
     adapters: Mapping[Key, State]
     slots: Mapping[tuple[Slot, int, str], Key]
     scores: TextScores
-    rows: int
-
-    def prompts(self, task: str) -> Batch:
-        """The evaluation rows that are judged: the same for every adapter."""
-        found = self.built.evaluator.prompts(self.built.tasks[task], self.rows)
-        if found is None:
-            raise ConfigError("there is nothing to judge with --rows 0", where="--rows", fix="at least 1")
-        return found
-
-    def questions(self, task: str, answers: list[str]) -> list[str]:
-        """Messages to the judge about one adapter's ``answers``."""
-        batch, decode = self.prompts(task), self.built.base.tokenizer.decode
-        rows = zip(batch.tokens.split(batch.lengths.tolist()), batch.types.split(batch.lengths.tolist()), strict=True)
-        references = [decode(ids[types == 1], skip_special_tokens=True) for ids, types in rows]
-        prompts = [decode(ids, skip_special_tokens=True) for ids in prompts_of(batch)]
-        return [ask(*texts) for texts in zip(prompts, references, answers, strict=True)]
+    examples: Mapping[str, Examples]
 
 
 def open_run(run: Path, *, rows: int, max_new: int) -> Opened:
@@ -57,21 +53,25 @@ def open_run(run: Path, *, rows: int, max_new: int) -> Opened:
 
     Raises:
         StateError: nothing committed there.
-        ConfigError: the run's tasks are not of the kind ``generation``.
+        ConfigError: the run's tasks are not of the kind ``generation``, or no rows.
     """
-    loaded = Store(run).load()
-    if loaded is None:
-        raise StateError("the run has no committed round", where=str(run), fix=f"fedquilt resume {run}")
     config = load_config(run / "config.toml")
     if config.tasks[0].kind != "generation":
         what = f"the run's tasks are of the kind {config.tasks[0].kind}: there are no answers to judge"
         raise ConfigError(what, where=str(run), fix="give a run on generation tasks")
-    built = build(config, saved=Partition.load(run / "partition.json"))
-    built.engine.restore(loaded[1])
+    built, hub = reopen(run)
     scores = TextScores(built.network, built.base.tokenizer, rows, max_new)  # type: ignore[arg-type]  # kind: generation
-    slots = dict(_slots(built, loaded[0]))
-    states = {key: _state(built, loaded[0], slot, row) for (slot, row, _), key in slots.items()}
-    return Opened(built, states, slots, scores, rows)
+    slots = dict(_slots(built, hub))
+    states = {key: _state(built, hub, slot, row) for (slot, row, _), key in slots.items()}
+    examples = {name: _examples(built, scores, name) for _, name in states}
+    return Opened(built, states, slots, scores, examples)
+
+
+def _examples(built: Built, scores: TextScores, task: str) -> Examples:
+    batch = built.evaluator.prompts(built.tasks[task], scores.rows)
+    if batch is None:
+        raise ConfigError("there is nothing to judge with --rows 0", where="--rows", fix="at least 1")
+    return Examples(batch, list(zip(scores.prompts(batch), scores.references(batch), strict=True)))
 
 
 def _slots(built: Built, hub: Hub) -> Iterator[tuple[tuple[Slot, int, str], Key]]:
@@ -89,10 +89,8 @@ def estimate(opened: Opened, price_in: float, price_out: float) -> dict[str, Any
     """Requests, tokens (by the run's own tokenizer, with references in place of answers) and their price per million tokens."""
     calls = tokens = 0
     for _, task in opened.adapters:
-        batch = opened.prompts(task)
-        rows = zip(batch.tokens.split(batch.lengths.tolist()), batch.types.split(batch.lengths.tolist()), strict=True)
-        stand_in = [opened.built.base.tokenizer.decode(ids[types == 1], skip_special_tokens=True) for ids, types in rows]
-        questions = opened.questions(task, stand_in)
+        examples = opened.examples[task]
+        questions = examples.questions([reference for _, reference in examples.texts])
         calls += len(questions)
         tokens += sum(len(opened.built.base.tokenizer(question, verbose=False)["input_ids"]) for question in questions)
     out = calls * REPLY_TOKENS
@@ -105,8 +103,9 @@ def judge_run(opened: Opened, judge: Judge, run: Path, say: Callable[[str], None
     used = {"requests": 0, "cached": 0, "tokens_in": 0, "tokens_out": 0}
     for key, state in opened.adapters.items():
         stack = {name: tensor[None] for name, tensor in state.items()}
-        answers = [answer for answer, _ in opened.scores.answers(stack, opened.prompts(key[1]))]
-        replies = [judge(question, parse) for question in opened.questions(key[1], answers)]
+        examples = opened.examples[key[1]]
+        answers = [answer for answer, _ in opened.scores.answers(stack, examples.batch)]
+        replies = [judge(question, parse) for question in examples.questions(answers)]
         means[key] = float(np.mean([parse(reply.text) for reply in replies]))
         for reply in replies:
             used["cached" if reply.cached else "requests"] += 1
@@ -120,6 +119,6 @@ def judge_run(opened: Opened, judge: Judge, run: Path, say: Callable[[str], None
     tasks = sorted({str(entry["task"]) for entry in slots})
     per_task = {task: float(np.mean([entry["score"] for entry in slots if entry["task"] == task])) for task in tasks}
     mean = float(np.mean([entry["score"] for entry in slots]))
-    record = {"model": judge.model, "rows": opened.rows, "mean": mean, "tasks": per_task, "slots": slots, "used": used}
+    record = {"model": judge.model, "rows": opened.scores.rows, "mean": mean, "tasks": per_task, "slots": slots, "used": used}
     write_atomic(run / "judge.json", json.dumps(record, indent=1).encode())
     return record

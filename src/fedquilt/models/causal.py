@@ -10,7 +10,7 @@ from torch import nn
 
 from fedquilt.errors import ModelError, did_you_mean
 from fedquilt.models.half import halve
-from fedquilt.models.loading import Base, ModelConfig, locate, tiny_tokenizer, tiny_vocabulary
+from fedquilt.models.loading import Base, ModelConfig, locate, reading, tiny_tokenizer, tiny_vocabulary
 from fedquilt.rng import derive
 
 TINY = ("llama", "gpt2")
@@ -56,21 +56,12 @@ def token_budget(model: Any, most: int) -> int:
 
 def _pretrained(config: ModelConfig, where: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    try:
+    with reading(config, "causal language model", "'asset:smollm2', or 'tiny:llama'"):
         tokenizer = AutoTokenizer.from_pretrained(where, revision=config.revision)
         model = AutoModelForCausalLM.from_pretrained(
             where, revision=config.revision, attn_implementation="eager", dtype=torch.float32
         )
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"cannot load a causal language model from '{config.name}'",
-            where="model.name",
-            why=str(error).splitlines()[0],
-            fix="give a folder, a hub id that is reachable or cached, 'asset:smollm2', or 'tiny:llama' for random weights",
-        ) from error
     return model, tokenizer
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import string
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -130,15 +132,37 @@ def locate(name: str, root: Path) -> str:
     return name
 
 
-def _pretrained(config: ModelConfig, where: str, classes: int) -> tuple[Any, Any, Transform | None, str]:
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+@contextmanager
+def reading(config: ModelConfig, what: str, known: str) -> Iterator[None]:
+    """transformers keeps quiet (heads are ours to initialise, progress bars ours to draw), and what it cannot find or read
+    becomes one message. ``what``: of model; ``known``: names that always work.
+
+    Raises:
+        ModelError: transformers cannot load it.
+    """
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
     level = logging.get_verbosity()
-    logging.set_verbosity_error()  # the report about the freshly initialised head: we initialise it ourselves
-    tokenizer, transform = None, None
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"cannot load a {what} from '{config.name}'",
+            where="model.name",
+            why=str(error).splitlines()[0],
+            fix=f"give a folder, a hub id that is reachable or cached, {known} for random weights",
+        ) from error
+    finally:
+        logging.set_verbosity(level)
+
+
+def _pretrained(config: ModelConfig, where: str, classes: int) -> tuple[Any, Any, Transform | None, str]:
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer, transform = None, None
+    with reading(config, "classification model", "'asset:minilm', or 'tiny:bert'"):
         if vision.sees_images(AutoConfig.from_pretrained(where, revision=config.revision).model_type):
             model, transform = vision.pretrained(config, where, classes)
         else:
@@ -146,15 +170,6 @@ def _pretrained(config: ModelConfig, where: str, classes: int) -> tuple[Any, Any
             model = AutoModelForSequenceClassification.from_pretrained(
                 where, revision=config.revision, num_labels=classes, attn_implementation="eager", ignore_mismatched_sizes=True
             )
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"cannot load a classification model from '{config.name}'",
-            where="model.name",
-            why=str(error).splitlines()[0],
-            fix="give a folder, a hub id that is reachable or cached, 'asset:minilm', or 'tiny:bert' for random weights",
-        ) from error
-    finally:
-        logging.set_verbosity(level)
     return model, tokenizer, transform, where
 
 

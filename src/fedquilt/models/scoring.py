@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fedquilt.data.rouge import rouge_l
+from fedquilt.models.greedy import prompts_of
 from fedquilt.models.network import TextNetwork
 from fedquilt.types import Batch, Stack
 
@@ -41,11 +42,18 @@ class TextScores:
 
     def answers(self, stack: Stack, batch: Batch) -> list[tuple[str, str]]:
         """(what the model writes, the reference) for each row; a reference that was cut to the context is compared as cut."""
-        tokens = zip(batch.tokens.split(batch.lengths.tolist()), batch.types.split(batch.lengths.tolist()), strict=True)
-        references = [self._text(ids[types == 1].tolist()) for ids, types in tokens]
         parts = [batch.pick(index) for index in torch.arange(len(batch)).split(ROWS)]
         written = [ids for part in parts for ids in self.network.generate(stack, part, self.max_new)]
-        return [(self._text(ids), reference) for ids, reference in zip(written, references, strict=True)]
+        return [(self._text(ids), reference) for ids, reference in zip(written, self.references(batch), strict=True)]
+
+    def references(self, batch: Batch) -> list[str]:
+        """The response of each row."""
+        rows = zip(batch.tokens.split(batch.lengths.tolist()), batch.types.split(batch.lengths.tolist()), strict=True)
+        return [self._text(ids[types == 1].tolist()) for ids, types in rows]
+
+    def prompts(self, batch: Batch) -> list[str]:
+        """What stands before the response of each row."""
+        return [self._text(ids.tolist()) for ids in prompts_of(batch)]
 
     def _text(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))

@@ -6,10 +6,8 @@ from pathlib import Path
 
 from fedquilt import tree
 from fedquilt.adapters.export import write
-from fedquilt.errors import StateError
-from fedquilt.runs.build import Built, build
-from fedquilt.runs.config import load_config
-from fedquilt.runs.store import Store
+from fedquilt.runs.build import Built
+from fedquilt.runs.reopen import reopen
 from fedquilt.types import Hub, State
 
 
@@ -19,15 +17,9 @@ def export(run: Path, out: Path | None = None) -> list[Path]:
     Raises:
         StateError: nothing committed there.
     """
-    from fedquilt.data.partition import Partition
-
     run = Path(run)
-    loaded = Store(run).load()
-    if loaded is None:
-        raise StateError("the run has no committed round", where=str(run), fix=f"fedquilt resume {run}")
-    built = build(load_config(run / "config.toml"), saved=Partition.load(run / "partition.json"))
-    built.engine.restore(loaded[1])
-    return export_bank(built, loaded[0], out or run / "adapters")
+    built, hub = reopen(run)
+    return export_bank(built, hub, out or run / "adapters")
 
 
 def export_bank(built: Built, hub: Hub, out: Path) -> list[Path]:

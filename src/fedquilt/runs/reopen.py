@@ -1,0 +1,26 @@
+"""A run directory back in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedquilt.data.partition import Partition
+from fedquilt.errors import StateError
+from fedquilt.runs.build import Built, build
+from fedquilt.runs.config import load_config
+from fedquilt.runs.store import Store
+from fedquilt.types import Hub
+
+
+def reopen(run: Path) -> tuple[Built, Hub]:
+    """A run directory's federation as its last committed round left it, and that round's hub.
+
+    Raises:
+        StateError: nothing committed there.
+    """
+    loaded = Store(run).load()
+    if loaded is None:
+        raise StateError("the run has no committed round", where=str(run), fix=f"fedquilt resume {run}")
+    built = build(load_config(run / "config.toml"), saved=Partition.load(run / "partition.json"))
+    built.engine.restore(loaded[1])
+    return built, loaded[0]
