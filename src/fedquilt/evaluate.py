@@ -22,7 +22,7 @@ from fedquilt.engine.base import Engine
 from fedquilt.engine.batches import assemble
 from fedquilt.models.network import Network
 from fedquilt.models.scoring import TextScores
-from fedquilt.types import Batch, Hub, Slot, Spec, State
+from fedquilt.types import Batch, Hub, Slot, Spec, Stack, State
 
 EVALUATION_TOKENS = 8000  # tokens per forward pass
 
@@ -84,21 +84,22 @@ class Evaluator:
 
     def _scores(self, cache: dict[tuple[object, str], dict[str, float]], key: object, state: State, name: str) -> dict[str, float]:
         if (key, name) not in cache:
-            task = self.view.tasks[name]
-            cache[key, name] = self._texts(task, state) if task.kind == "generation" else self._classes(task, state)
+            stack = {leaf: tensor[None] for leaf, tensor in state.items()}
+            prompts = self.prompts(self.view.tasks[name], self.texts.rows) if self.texts else None
+            cache[key, name] = self.score(stack, name, self.split(name), prompts)
         return cache[key, name]
 
-    def _classes(self, task: Task, state: State) -> dict[str, float]:
-        predictions, labels = self.predict(state, task.name)
-        return {m: float(metric(m)(predictions, labels)) for m in task.metrics}
-
-    def _texts(self, task: Task, state: State) -> dict[str, float]:
-        """The task's metrics, the primary one first, and ROUGE-L whenever texts are generated."""
+    def score(self, stack: Stack, name: str, batches: Sequence[Batch], prompts: Batch | None = None) -> dict[str, float]:
+        """The task's metrics of adapters ``stack [G, ...]`` on evaluation ``batches``, every row answered by its owner; of
+        generation tasks ROUGE-L too if there are ``prompts``."""
+        task = self.view.tasks[name]
+        if task.kind != "generation":
+            predictions, labels = self.predict(stack, name, batches)
+            return {m: float(metric(m)(predictions, labels)) for m in task.metrics}
         if self.texts is None:
             raise ValueError(f"task {task.name!r} needs an evaluator with text scores")
-        stack = {key: tensor[None] for key, tensor in state.items()}
-        found = self.texts(stack, self._split(task), self.prompts(task, self.texts.rows))
-        return {m: found[m] for m in (*task.metrics, *(["rouge_l"] if self.texts.rows else [])) if m in found}
+        found = self.texts(stack, batches, prompts)
+        return {m: found[m] for m in (*task.metrics, "rouge_l") if m in found}
 
     def prompts(self, task: Task, most: int) -> Batch | None:
         """Up to ``most`` evaluation rows, evenly spaced; None for none."""
@@ -106,19 +107,18 @@ class Evaluator:
         chosen = rows[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int))]
         return assemble([(task, 0, int(i)) for i in chosen], 0, split="evaluation") if most else None
 
-    def predict(self, state: State, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
-        """(predictions, labels) of one adapter on a task's evaluation split: classes, or values of a regression."""
-        task = self.view.tasks[name]
-        stack = {key: tensor[None] for key, tensor in state.items()}
-        outputs, labels = [], []
-        for batch in self._split(task):
+    def predict(self, stack: Stack, name: str, batches: Sequence[Batch]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """(predictions, labels) of every row by its owner among ``stack [G, ...]``: classes, or values of a regression."""
+        task, outputs = self.view.tasks[name], []
+        for batch in batches:
             logits = self.network.logits(stack, batch)
             outputs.append(logits[:, 0] if task.classes == 1 else logits[:, : task.classes].argmax(1))
-            labels.append(batch.labels)
-        return torch.cat(outputs).double().numpy(), torch.cat(labels).numpy()
+        labels = torch.cat([batch.labels for batch in batches])
+        return torch.cat(outputs).double().numpy(), labels.numpy()
 
-    def _split(self, task: Task) -> list[Batch]:
-        """The evaluation split in passes of similar length, assembled once."""
+    def split(self, name: str) -> list[Batch]:
+        """A task's evaluation split in passes of similar length, assembled once."""
+        task = self.view.tasks[name]
         if task.name not in self._batches:
             lengths = task.evaluation.lengths
             order = task.evaluation.usable(np.argsort(lengths, kind="stable"))

@@ -85,7 +85,7 @@ def test_rouge_is_the_mean_over_rows_spread_evenly_over_the_split(rows: int) -> 
     prompts = built.evaluator.prompts(task, rows)
     assert prompts is not None
     assert len(prompts) == min(rows, len(task.evaluation))
-    found = scores({}, built.evaluator._split(task), prompts)
+    found = scores({}, built.evaluator.split("colour"), prompts)
     pairs = scores.answers({}, prompts)
     assert found["rouge_l"] == pytest.approx(sum(rouge_l(*pair) for pair in pairs) / len(pairs))
     assert (found["loss"], found["perplexity"]) == (1.5, pytest.approx(math.exp(1.5)))

@@ -37,7 +37,7 @@ def _options(
 
 commands = (
     *(demo.demo, runs.run, runs.resume, reports.report, reports.compare, runs.export),
-    *(judge.judge, cost.cost, toy.toy, doctor.doctor),
+    *(judge.judge, runs.route, cost.cost, toy.toy, doctor.doctor),
 )
 for command in commands:
     app.command()(command)

@@ -91,6 +91,22 @@ def export(
         typer.echo("\n".join(folders))
 
 
+def route(run: Run, as_json: show.AsJson = False) -> None:
+    """Let a run choose the adapter of every evaluation example without being told its task; writes router.json."""
+    from fedquilt.report.table import Table
+    from fedquilt.runs.router import route as evaluate
+
+    record = evaluate(run)
+    if as_json:
+        show.print_json(record)
+        return
+    rows = []
+    for task, entry in record["tasks"].items():
+        metric = next(iter(entry["told"]))
+        rows.append((task, entry["row"], entry["right"], metric, entry["routed"][metric], entry["told"][metric]))
+    show.print_table(Table(("task", "row", "routed to it", "metric", "routed", "told the task"), tuple(rows)))
+
+
 def read_config(path: Path, override: list[str] | None, seed: int | None = None) -> RunConfig:
     """The configuration with its overrides; a seed of its own option wins."""
     from fedquilt.runs.config import load_config

@@ -8,6 +8,7 @@ from fedquilt import tree
 from fedquilt.adapters.export import write
 from fedquilt.runs.build import Built
 from fedquilt.runs.reopen import reopen
+from fedquilt.runs.router import router_of
 from fedquilt.types import Hub, State
 
 
@@ -23,7 +24,10 @@ def export(run: Path, out: Path | None = None) -> list[Path]:
 
 
 def export_bank(built: Built, hub: Hub, out: Path) -> list[Path]:
-    """``row-NN`` per row in use; ``client-CCC-slot-S`` per slot where private leaves make every slot an adapter of its own."""
+    """``row-NN`` per row in use; ``client-CCC-slot-S`` per slot where private leaves make every slot an adapter of its own.
+
+    Beside rows whose data the server has fingerprints of, :data:`fedquilt.runs.router.FILE` says which row suits an input.
+    """
     if built.bank_is_complete:
         used = sorted({0, *hub.table.values()} if tree.length(hub.bank) == 1 else set(hub.table.values()))
         states: dict[str, State] = {f"row-{row:02d}": tree.row(hub.bank, row) for row in used}
@@ -32,7 +36,11 @@ def export_bank(built: Built, hub: Hub, out: Path) -> list[Path]:
             f"client-{slot.client:03d}-slot-{slot.number}": built.engine.state_of(slot, tree.row(hub.bank, hub.row_of(slot)))
             for slot in built.view.slots
         }
-    return [write_adapter(built, state, out / name) for name, state in states.items()]
+    folders = [write_adapter(built, state, out / name) for name, state in states.items()]
+    router = router_of(hub)
+    if router is not None and built.bank_is_complete:
+        router.save(out)
+    return folders
 
 
 def write_adapter(built: Built, state: State, folder: Path) -> Path:

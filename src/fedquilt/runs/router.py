@@ -1,0 +1,102 @@
+"""Which adapter answers when nobody says of which task an input is: the bank row whose data looks most like it to the frozen base.
+
+FL-TAC (Ping et al. 2024) leaves this open: at inference it is told the task. A row's prototype is the mean of the fingerprints of
+the slots in it, so a router needs ``features = "fingerprint"``; an input is compared by its own mean last hidden state.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from fedquilt.assign.history import recall
+from fedquilt.errors import CompositionError, ConfigError
+from fedquilt.evaluate import matched_rows
+from fedquilt.models.fingerprint import Fingerprint
+from fedquilt.runs.build import Built
+from fedquilt.runs.reopen import reopen
+from fedquilt.runs.store import write_atomic
+from fedquilt.types import Batch, Hub
+
+FILE = "router.safetensors"
+
+
+@dataclass(frozen=True)
+class Router:
+    """Prototypes ``[R, d]`` of the bank rows ``rows [R]``."""
+
+    rows: Tensor
+    prototypes: Tensor
+
+    def __call__(self, look: Tensor) -> Tensor:
+        """The row with the nearest prototype (Euclidean) for each of the inputs ``look [n, d]``: ``[n]``."""
+        distance = torch.cdist(look.double(), self.prototypes.double(), compute_mode="donot_use_mm_for_euclid_dist")
+        return self.rows[distance.argmin(1)]
+
+    def save(self, folder: Path) -> None:
+        """``router.safetensors`` with the tensors ``rows`` and ``prototypes``."""
+        write_atomic(folder / FILE, save_tensors({"rows": self.rows, "prototypes": self.prototypes}))
+
+
+def router_of(hub: Hub) -> Router | None:
+    """From the fingerprints that the server keeps; None if it has none."""
+    past = recall(hub.memory)
+    if past.fingerprint is None:
+        return None
+    held = torch.tensor([hub.row_of(slot) for slot in past.slots])
+    rows = torch.unique(held)
+    return Router(rows, torch.stack([past.fingerprint[held == row].double().mean(0).float() for row in rows.tolist()]))
+
+
+def route(run: Path) -> dict[str, Any]:
+    """How well the router of a run does on the evaluation splits; also written to ``router.json`` in the run directory.
+
+    Per task: ``right``, the share of examples that go to the task's own row; the task's metrics with every example answered by
+    the row it was routed to, ``routed``, and by the task's own row, ``told``.
+
+    Raises:
+        StateError: nothing committed there.
+        ConfigError: the server of this run keeps no fingerprints.
+        CompositionError: its rows are not complete adapters.
+    """
+    built, hub = reopen(run)
+    router = router_of(hub)
+    if router is None:
+        fix = 'train with method.features = "fingerprint"'
+        raise ConfigError("nothing to route by: the server has no fingerprints", where=str(run), fix=fix)
+    if not built.bank_is_complete:
+        what, why = "a router needs rows that are whole adapters", "some leaves are private to each client"
+        raise CompositionError(what, where=str(run), why=why, fix='train with adapter.head = "federated" or "frozen"')
+    record = {"tasks": evaluate(built, hub, router), "rows": router.rows.tolist()}
+    write_atomic(run / "router.json", json.dumps(record, indent=1).encode())
+    return record
+
+
+def evaluate(built: Built, hub: Hub, router: Router) -> dict[str, Any]:
+    """Per task what :func:`route` says; a task that no row was matched with is left out."""
+    look, found = Fingerprint(built.base), {}
+    for name, own in sorted(matched_rows(hub.table, built.view.truth()).items()):
+        batches = built.evaluator.split(name)
+        owners = [router(look(question(batch))) for batch in batches]
+        scores = {
+            way: built.evaluator.score(hub.bank, name, [replace(batch, owner=x) for batch, x in zip(batches, rows, strict=True)])
+            for way, rows in (("routed", owners), ("told", [torch.full_like(x, own) for x in owners]))
+        }
+        found[name] = {"row": own, "right": float((torch.cat(owners) == own).double().mean()), **scores}
+    return found
+
+
+def question(batch: Batch) -> Batch:
+    """Prompts without their responses: what there is to route by. Rows of a language model only; others are as they were."""
+    if bool((batch.classes != 0).any()):
+        return batch
+    asked = batch.types == 0
+    row = torch.repeat_interleave(torch.arange(len(batch)), batch.lengths)
+    lengths = torch.zeros_like(batch.lengths).index_add_(0, row, asked.long())
+    return replace(batch, tokens=batch.tokens[asked], types=batch.types[asked], lengths=lengths)

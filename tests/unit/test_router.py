@@ -1,0 +1,112 @@
+"""Choosing an adapter without being told the task: prototypes, the choice, and what the evaluation says of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from door import fedquilt, write_config
+from safetensors.torch import load_file
+
+from fedquilt import tree
+from fedquilt.data.metrics import metric
+from fedquilt.engine.batches import assemble
+from fedquilt.models.fingerprint import Fingerprint
+from fedquilt.runs.router import Router, evaluate, question, router_of
+from fedquilt.testing import Outcome, run_tiny, tiny_config, tiny_tasks
+from fedquilt.types import Slot
+
+METHOD = {"lr": 5e-2, "steps": 3, "batch": 4, "features": "fingerprint"}
+
+
+def outcome(kind: Any = "classification", **more: Any) -> Outcome:
+    return run_tiny(tiny_config("fltac", kind, method={**METHOD, **more}))
+
+
+def router(found: Outcome) -> Router:
+    made = router_of(found.hub)
+    assert made is not None
+    return made
+
+
+def test_the_nearest_prototype() -> None:
+    made = Router(torch.tensor([1, 3, 4]), torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 3.0]]))
+    assert made(torch.tensor([[0.4, 0.0], [0.6, 0.0], [0.0, 1.4], [9.0, 1.0], [0.0, 99.0]])).tolist() == [1, 3, 1, 3, 4]
+
+
+def test_a_prototype_is_the_mean_fingerprint_of_its_row_s_slots() -> None:
+    found = outcome()
+    made, memory = router(found), found.hub.memory
+    slots = [Slot(*pair) for pair in memory["history/slots"].tolist()]
+    for row, prototype in zip(made.rows.tolist(), made.prototypes, strict=True):
+        own = [memory["history/fingerprint"][i] for i, slot in enumerate(slots) if found.hub.table[slot] == row]
+        torch.testing.assert_close(prototype, torch.stack(own).mean(0))
+    assert made.rows.tolist() == sorted(set(found.hub.table.values()))
+    assert router_of(outcome(features="history").hub) is None
+
+
+def test_told_is_the_evaluator_s_own_figure_and_routed_is_example_by_example() -> None:
+    found = outcome()
+    made, look = router(found), Fingerprint(found.built.base)
+    record = evaluate(found.built, found.hub, made)
+    usual = found.built.evaluator(found.hub, found.built.engine, True)["tasks"]
+    assert set(record) == {name for name, entry in usual.items() if entry["row"] is not None} != set()
+    moved = 0
+    for name, entry in record.items():
+        assert (entry["row"], entry["told"]) == (usual[name]["row"], usual[name]["metrics"])
+        task, answers, rows = found.built.view.tasks[name], [], []
+        for i in range(len(task.evaluation)):
+            one = assemble([(task, 0, i)], 0, split="evaluation")
+            rows.append(int(made(look(one))))
+            logits = found.built.network.logits(tree.rows(found.hub.bank, rows[-1:]), one)
+            answers.append(float(logits[0, : task.classes].argmax()))
+        labels = torch.as_tensor(task.evaluation.labels).double().numpy()
+        assert entry["routed"] == {"accuracy": metric("accuracy")(torch.tensor(answers).double().numpy(), labels)}
+        assert entry["right"] == pytest.approx(sum(row == entry["row"] for row in rows) / len(rows))
+        moved += sum(row != entry["row"] for row in rows)
+    assert moved, "words are random here: some examples go astray, or the comparison says nothing"
+
+
+def test_a_language_model_s_input_is_routed_by_its_prompt_alone() -> None:
+    task = tiny_tasks(0, "generation")["colour"]
+    batch = assemble([(task, 0, i) for i in range(4)], 0)
+    asked = question(batch)
+    begins = torch.cumsum(batch.lengths, 0) - batch.lengths
+    for i, begin in enumerate(begins.tolist()):
+        answer = int((batch.types[begin : begin + int(batch.lengths[i])] == 0).sum())
+        assert answer == int(asked.lengths[i]) < int(batch.lengths[i])
+    assert int(asked.types.max()) == 0
+    assert torch.equal(asked.tokens, batch.tokens[batch.types == 0])
+    found = outcome("generation")
+    record = evaluate(found.built, found.hub, router(found))
+    assert all(set(entry["routed"]) == set(entry["told"]) == {"loss", "perplexity"} for entry in record.values())
+    texts = tiny_tasks()["colour"]
+    pair = assemble([(texts, 0, i) for i in range(4)], 0)
+    assert question(pair) is pair, "segments of a pair of texts are no responses"
+
+
+def test_the_command_and_what_is_exported(tmp_path: Path) -> None:
+    config = write_config(tmp_path, "fltac", method=METHOD)
+    assert fedquilt("run", config, "--dir", tmp_path / "run").code == 0
+    said = fedquilt("route", tmp_path / "run", "--json")
+    assert said.code == 0, said.err
+    record = json.loads(said.out)
+    assert record == json.loads((tmp_path / "run" / "router.json").read_text(encoding="utf-8"))
+    assert "told the task" in fedquilt("route", tmp_path / "run").out
+    kept = load_file(tmp_path / "run" / "adapters" / "router.safetensors")
+    assert kept["rows"].tolist() == record["rows"]
+    folders = {path.name for path in (tmp_path / "run" / "adapters").iterdir() if path.is_dir()}
+    assert folders == {f"row-{row:02d}" for row in record["rows"]}
+    assert kept["prototypes"].shape == (len(folders), 16)
+
+
+def test_what_cannot_be_routed_is_refused(tmp_path: Path) -> None:
+    assert fedquilt("run", write_config(tmp_path / "a", "fedit"), "--dir", tmp_path / "a").code == 0
+    assert "no fingerprints" in fedquilt("route", tmp_path / "a").complaint(2)
+    private = write_config(tmp_path / "b", "fltac", method=METHOD, adapter={"head": "private"})
+    assert fedquilt("run", private, "--dir", tmp_path / "b").code == 0
+    assert "whole adapters" in fedquilt("route", tmp_path / "b").complaint(2)
+    assert not (tmp_path / "b" / "adapters" / "router.safetensors").exists()
