@@ -75,7 +75,7 @@ class Drive:
         self.notice(0, {}, record)
 
     def _round(self, hub: Hub, now: Round, gate: Gate) -> Hub:
-        jobs = self.program.plan(hub, self.engine.roster(), now)
+        jobs = self.program.plan(hub, self.engine.roster(now.number), now)
         shared = self.program.client.share(now)
         self.meter.start_round()
         self.meter.down(jobs, shared)

@@ -147,14 +147,14 @@ def test_the_cost_is_that_of_the_run(tiny: Callable[..., RunConfig], method: str
     config = tiny(method, adapter=adapter)
     found = by_method(cost(config))[method]
     built, expected, now = build(config), plan(config), Round(1, 0)
-    client = max(expected.up, key=lambda c: built.view.roster()[c])
+    client = max(expected.up, key=lambda c: built.view.roster(1)[c])
     trained = [leaf for leaf in built.adapter.spec.leaves if leaf.name in built.program.client.train(now)]
-    assert found.adapters == built.view.roster()[client]
+    assert found.adapters == built.view.roster(1)[client]
     assert found.total == found.adapters * sum(leaf.size for leaf in trained)
     assert found.head == found.adapters * sum(leaf.size for leaf in trained if leaf.role == "head")
     assert (found.up, found.down) == (expected.up[client], expected.down[client])
     meter = Meter(built.adapter.spec)
-    jobs = built.program.plan(built.program.init(built.adapter.init), built.view.roster(), now)
+    jobs = built.program.plan(built.program.init(built.adapter.init), built.view.roster(1), now)
     meter.down(jobs, built.program.client.share(now))
     assert meter.clients[client]["down"] == found.down
 

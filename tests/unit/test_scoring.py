@@ -52,7 +52,7 @@ def test_training_lowers_the_loss() -> None:
     outcome = run_tiny(tiny_config("centralised_lora", "generation", rounds=6, method=TRAINING))
     built = outcome.built
     task = next(iter(built.tasks.values()))
-    slot = next(slot for slot, names in built.view.truth().items() if names == (task.name,))
+    slot = next(slot for slot, names in built.view.truth(1).items() if names == (task.name,))
     batch = assemble([(task, 0, i) for i in range(len(task.train))], 0)
     state = built.engine.state_of(slot, tree.row(outcome.hub.bank, outcome.hub.row_of(slot)))
     before, after = (

@@ -177,6 +177,8 @@ class TaskConfig(_Config):
     eval_split: str | None = None
     """Without one, ``eval_share`` of the training rows is held out."""
     eval_share: float = Field(default=0.1, gt=0, lt=1)
+    first_round: int = Field(default=1, ge=1)
+    """Clients have the task's data from this round on: a task that appears in mid-run."""
     max_train: int | None = Field(default=None, ge=1)
     max_eval: int | None = Field(default=None, ge=1)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -37,34 +38,46 @@ class SlotData:
 
 @dataclass(frozen=True)
 class View:
-    """All data of a federation, client by client."""
+    """All data of a federation, client by client.
+
+    ``slots``: with everything that they will ever hold; ``arrives``: the round from which on clients have the data of a task (1 if
+    it is not there). ``number``: a round.
+    """
 
     tasks: Mapping[str, Task]
     slots: Mapping[Slot, SlotData]
+    arrives: Mapping[str, int] = field(default_factory=dict)
 
-    def roster(self) -> dict[int, int]:
-        """What the server may know: client -> number of slots."""
-        counts: dict[int, int] = {}
-        for slot in self.slots:
-            counts[slot.client] = counts.get(slot.client, 0) + 1
-        return dict(sorted(counts.items()))
+    def data(self, slot: Slot, number: int) -> SlotData:
+        """What a slot holds in a round; nothing before its first task is there."""
+        parts = self.slots[slot].parts
+        here = tuple((name, index) for name, index in parts if self.arrives.get(name, 1) <= number)
+        return self.slots[slot] if len(here) == len(parts) else SlotData(here)
 
-    def truth(self) -> dict[Slot, tuple[str, ...]]:
-        """Tasks of every slot, for evaluation only."""
-        return {slot: data.tasks for slot, data in sorted(self.slots.items())}
+    def roster(self, number: int) -> dict[int, int]:
+        """What the server may know: client -> number of slots. Those that are there are 0, 1, ... of their client."""
+        return dict(sorted(Counter(slot.client for slot in self.truth(number)).items()))
+
+    def truth(self, number: int) -> dict[Slot, tuple[str, ...]]:
+        """Tasks of every slot that is there, for evaluation only."""
+        held = {slot: self.data(slot, number).tasks for slot in sorted(self.slots)}
+        return {slot: names for slot, names in held.items() if names}
 
 
-def make_view(tasks: Mapping[str, Task], partition: Partition, kind: SlotKind, seed: int) -> View:
+def make_view(
+    tasks: Mapping[str, Task], partition: Partition, kind: SlotKind, seed: int, arrives: Mapping[str, int] | None = None
+) -> View:
     """Slots of one kind over a partition.
 
     ``task``: one slot per local task (FL-TAC); ``client``: one slot with all local tasks mixed (FedIT); ``pooled``: client 0
     owns everything in one slot (centralised); ``pooled-task``: client 0 with one slot per task.
-    Slot numbers are a permutation drawn per client, so equal numbers of two clients mean nothing. Clients without data have
-    no slot.
+    Slot numbers are a permutation drawn per client, so equal numbers of two clients mean nothing; slots of tasks that arrive later
+    come after those that are there before. Clients without data have no slot.
 
     Raises:
         DataError: nobody has any data.
     """
+    arrives = arrives or {}
     held = _held(tasks, partition, pooled=kind.startswith("pooled"))
     slots: dict[Slot, SlotData] = {}
     for client, parts in held.items():
@@ -73,12 +86,12 @@ def make_view(tasks: Mapping[str, Task], partition: Partition, kind: SlotKind, s
         if kind in ("client", "pooled"):
             slots[Slot(client, 0)] = SlotData(tuple(parts))
             continue
-        order = numpy_generator(seed, "slots", client).permutation(len(parts))
-        for number, place in enumerate(order.tolist()):
+        order = numpy_generator(seed, "slots", client).permutation(len(parts)).tolist()
+        for number, place in enumerate(sorted(order, key=lambda i: arrives.get(parts[i][0], 1))):  # stable: else as drawn
             slots[Slot(client, number)] = SlotData((parts[place],))
     if not slots:
         raise DataError("no client has any training example", where="[partition]", fix="fewer clients, or more data")
-    return View(tasks, dict(sorted(slots.items())))
+    return View(tasks, dict(sorted(slots.items())), arrives)
 
 
 Parts = list[tuple[str, NDArray[np.int64]]]

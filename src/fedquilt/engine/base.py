@@ -24,8 +24,8 @@ Tick = Callable[[int], None]
 class Engine(Protocol):
     """Runs jobs. Synchronous, deadline and buffered-asynchronous clocks all work through submit and poll."""
 
-    def roster(self) -> Mapping[int, int]:
-        """Client -> number of slots: all that a server may know of the clients' data."""
+    def roster(self, number: int) -> Mapping[int, int]:
+        """Client -> number of slots in a round: all that a server may know of the clients' data."""
         ...
 
     def submit(self, jobs: Sequence[Job], bank: Stack) -> list[int]:
@@ -101,9 +101,9 @@ class InProcess(ABC):
         self.replies: dict[int, Reply] = {}
         self.issued = 0
 
-    def roster(self) -> Mapping[int, int]:
-        """Client -> number of slots."""
-        return self.view.roster()
+    def roster(self, number: int) -> Mapping[int, int]:
+        """Client -> number of slots in a round."""
+        return self.view.roster(number)
 
     def submit(self, jobs: Sequence[Job], bank: Stack) -> list[int]:
         """Train all jobs now, ``cohort`` slots at a time."""
@@ -153,13 +153,13 @@ class InProcess(ABC):
         """Nothing to release."""
 
     def _steps(self, job: Job) -> int:
-        data = self.view.slots[job.slot]
+        data = self.view.data(job.slot, job.round.number)
         return self.client.local.count(data.samples, len(data.parts), job.effort)
 
     def _work(self, job: Job, bank: Stack) -> Work:
         start = self.state_of(job.slot, tree.row(bank, job.row))
         moments = self.moments.get(job.slot) if self.client.local.memory == "persist" else None
-        return Work(job, self.view.slots[job.slot], start, moments, self._steps(job))
+        return Work(job, self.view.data(job.slot, job.round.number), start, moments, self._steps(job))
 
     def _reply(self, work: Work, done: Trained) -> Reply:
         job, shared = work.job, self.client.share(work.job.round)

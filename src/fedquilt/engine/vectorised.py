@@ -50,7 +50,8 @@ class VectorisedEngine(InProcess):
         every = sorted(works[0].start)
         x: Stack = starts(works, names)
         frozen = starts(works, [name for name in every if name not in x])
-        moments = local.init(x) if works[0].moments is None else tree.stack([work.moments or {} for work in works])
+        fresh = local.init(x)  # of some, where others have trained before and keep their optimiser
+        moments: Stack = tree.stack([tree.row(fresh, g) if work.moments is None else work.moments for g, work in enumerate(works)])
         streams = [self.sampler.batches(work.job, work.data, work.steps, self.heads) for work in works]
         steps = torch.tensor([work.steps for work in works])
         total = torch.zeros(len(works), dtype=torch.float64)

@@ -75,7 +75,7 @@ def _examples(built: Built, scores: TextScores, task: str) -> Examples:
 
 
 def _slots(built: Built, hub: Hub) -> Iterator[tuple[tuple[Slot, int, str], Key]]:
-    for slot, names in built.view.truth().items():
+    for slot, names in built.view.truth(hub.step).items():
         row = hub.row_of(slot)
         for name in names:
             yield (slot, row, name), (("row", row) if built.bank_is_complete else slot, name)

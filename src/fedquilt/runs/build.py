@@ -64,9 +64,9 @@ class Built:
 
     def count_steps(self, first: int = 1) -> int:
         """Slot-steps of the rounds from ``first`` on: who will be sampled is known beforehand."""
-        start, roster = self.program.init(self.adapter.init), self.engine.roster()
+        start = self.program.init(self.adapter.init)
         rounds = (Round(number, self.config.seed) for number in range(first, self.config.rounds + 1))
-        return sum(self.engine.count_steps(self.program.plan(start, roster, now)) for now in rounds)
+        return sum(self.engine.count_steps(self.program.plan(start, self.engine.roster(now.number), now)) for now in rounds)
 
 
 def load_tasks(config: RunConfig) -> dict[str, RawTask]:
@@ -159,7 +159,7 @@ def assemble(config: RunConfig, base: Base, tasks: Mapping[str, Task], parts: Pa
     method = make_method(config, len(tasks))
     adapter = make_adapter(config, method, base, len(tasks))
     program = compose(method, adapter.spec)
-    view = make_view(tasks, parts, method.slots, config.seed)
+    view = make_view(tasks, parts, method.slots, config.seed, config.arrivals())
     check_rows(method, view)
     engine_class: Any = registry.load("fedquilt.engines", config.engine)
     runner = network(base, adapter, packed=engine_class.packed)

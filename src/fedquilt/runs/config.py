@@ -65,6 +65,10 @@ class RunConfig(BaseModel):
     partition: PartitionConfig = PartitionConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
+    def arrivals(self) -> dict[str, int]:
+        """Task -> the round from which on clients have its data."""
+        return {task.name: task.first_round for task in self.tasks}
+
     def to_toml(self) -> str:
         """The resolved configuration as TOML (unset values left out)."""
         return tomli_w.dumps(json.loads(self.model_dump_json(exclude_none=True)))
@@ -147,6 +151,7 @@ def parse(raw: dict[str, Any], root: Path) -> RunConfig:
     if len(set(names)) < len(names):
         raise ConfigError(f"two tasks have the same name in {names}", where="tasks", fix="give every [[tasks]] its own name")
     _check_kinds(config)
+    _check_arrivals(config)
     if "name" not in config.method:
         raise ConfigError("'name' is required", where="method.name", fix="one of: " + ", ".join(registry.names("fedquilt.methods")))
     return config
@@ -179,6 +184,15 @@ def _check_kinds(config: RunConfig) -> None:
         raise ConfigError(
             "evaluation.generate = 0", where="evaluation.generate", why=why, fix="for example evaluation.generate = 20"
         )
+
+
+def _check_arrivals(config: RunConfig) -> None:
+    late = [name for name, number in config.arrivals().items() if number > config.rounds]
+    if late:
+        fix = f"at most {config.rounds}, or more rounds"
+        raise ConfigError(f"task '{late[0]}' arrives after the last round", where="tasks.first_round", fix=fix)
+    if min(config.arrivals().values()) > 1:
+        raise ConfigError("no task is there in round 1", where="tasks.first_round", fix="leave it out of one task at least")
 
 
 def _override(raw: dict[str, Any], text: str) -> None:

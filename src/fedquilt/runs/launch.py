@@ -126,8 +126,6 @@ def _go(config: RunConfig, folder: Path, say: Progress, saved: Partition | None)
 
 def _drive(built: Built, hub: Hub, store: Store, meter: Meter, log: _Log, say: Progress) -> Drive:
     config = built.config
-    truth = built.view.truth()
-    samples = {slot: data.samples for slot, data in built.view.slots.items()}
     sketch = Sketch(config.seed)
     say.start(built.count_steps(hub.step + 1), config.name)
 
@@ -149,7 +147,7 @@ def _drive(built: Built, hub: Hub, store: Store, meter: Meter, log: _Log, say: P
         meter,
         config.seed,
         config.rounds,
-        observe=lambda number, updates, after: records(number, updates, after, truth, samples, sketch),
+        observe=lambda number, updates, after: records(number, updates, after, built.view, sketch),
         evaluate=evaluate,
         notice=log.notice,
         fingerprint=built.fingerprint,

@@ -42,7 +42,7 @@ def plan(config: RunConfig) -> Plan:
     built = build(config)
     spec, client, now = built.adapter.spec, built.program.client, Round(1, config.seed)
     size = message_size(spec, client, now)
-    roster = built.view.roster()
+    roster = built.view.roster(config.rounds)
     counts = built.partition.counts()
     rows = tuple(
         {"client": c, "slots": roster.get(c, 0), **{name: counts[name][c] for name in sorted(counts)}}

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedquilt import tree
+from fedquilt.data.view import View
 from fedquilt.rng import generator
-from fedquilt.types import Hub, Slot, Stack, Updates
+from fedquilt.types import Hub, Stack, Updates
 
 WIDTH = 128
 
@@ -36,13 +36,12 @@ class Sketch:
         return torch.zeros(len(x), WIDTH, dtype=torch.float64).index_add(1, bucket, x * sign)
 
 
-def records(
-    number: int, updates: Updates, hub: Hub, truth: Mapping[Slot, Sequence[str]], samples: Mapping[Slot, int], sketch: Sketch
-) -> dict[str, list[dict[str, Any]]]:
+def records(number: int, updates: Updates, hub: Hub, view: View, sketch: Sketch) -> dict[str, list[dict[str, Any]]]:
     """The round's lines of routes.jsonl and points.jsonl, relative to row 0 (the common start, or the one adapter)."""
+    held = {slot: view.data(slot, number) for slot in updates.origin}
     routes = [
-        {"client": slot.client, "slot": slot.number, "row": hub.row_of(slot), "tasks": list(truth[slot]), "samples": samples[slot]}
-        for slot in updates.origin
+        {"client": slot.client, "slot": slot.number, "row": hub.row_of(slot), "tasks": list(data.tasks), "samples": data.samples}
+        for slot, data in held.items()
     ]
     out = {"routes.jsonl": [{"round": number, "slots": routes}]}
     if updates.delta:
@@ -53,7 +52,7 @@ def records(
                 "client": slot.client,
                 "slot": slot.number,
                 "row": hub.row_of(slot),
-                "task": "+".join(truth[slot]),
+                "task": "+".join(held[slot].tasks),
                 "at": _short(point),
             }
             for slot, point in zip(updates.origin, uploaded - bank[0], strict=True)

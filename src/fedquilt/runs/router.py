@@ -81,7 +81,7 @@ def route(run: Path) -> dict[str, Any]:
 def evaluate(built: Built, hub: Hub, router: Router) -> dict[str, Any]:
     """Per task what :func:`route` says; a task that no row was matched with is left out."""
     look, found = Fingerprint(built.base), {}
-    for name, own in sorted(matched_rows(hub.table, built.view.truth()).items()):
+    for name, own in sorted(matched_rows(hub.table, built.view.truth(hub.step)).items()):
         batches = built.evaluator.split(name)
         owners = [router(look(question(batch))) for batch in batches]
         scores = {
