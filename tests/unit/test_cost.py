@@ -22,7 +22,7 @@ from fedquilt.models.meta import Use, find_shape, meta_base, meta_model, paramet
 from fedquilt.models.shapes import SHAPES
 from fedquilt.runs import cost as cost_module
 from fedquilt.runs.build import build
-from fedquilt.runs.config import RunConfig
+from fedquilt.runs.config import RunConfig, load_config
 from fedquilt.runs.cost import Cost, Line, cost, paper_costs
 from fedquilt.runs.plan import plan
 from fedquilt.types import Round
@@ -115,6 +115,16 @@ def test_a_quirk_is_named_exactly_where_the_paper_differs(paper: dict[str, dict[
 
 
 # -- against a real run ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "place"), [("glue", 0), ("cifar", 1), ("dolly", 2)])
+def test_the_shipped_settings_of_the_paper_cost_what_the_paper_s_do(name: str, place: int) -> None:
+    """But for FedIT on CIFAR: there our head is per task."""
+    folder, expected = Path(__file__).resolve().parents[2] / "configs" / "paper", by_method(paper_costs()[place])
+    for method in ("fltac", "fedit"):
+        found = by_method(cost(load_config(folder / f"{method}-{name}.toml")))
+        if (method, name) != ("fedit", "cifar"):
+            assert (found[method], found["full"]) == (expected[method], expected["full"])
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64", "bfloat16"])

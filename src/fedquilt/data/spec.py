@@ -48,6 +48,15 @@ _PAIR = ("sentence1", "sentence2")
 _SAME = ("not_equivalent", "equivalent")
 _FOLLOWS = ("entailment", "not_entailment")
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_CIFAR100 = (
+    "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can "
+    "castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin "
+    "elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster "
+    "man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck "
+    "pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk "
+    "skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger "
+    "tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm"
+).split()
 
 
 def _glue(name: str, text: tuple[str, ...], labels: tuple[str, ...], *metrics: Metric) -> tuple[str, Preset]:
@@ -76,7 +85,9 @@ PRESETS: dict[str, Preset] = dict(
     ),
     # Krizhevsky 2009, "Learning multiple layers of features from tiny images"; columns of the hub's uoft-cs/cifar10 and cifar100.
     "cifar10": Preset("hub:uoft-cs/cifar10", (), _CIFAR10, ("accuracy",), eval_split="test", image="img"),
-    "cifar100": Preset("hub:uoft-cs/cifar100", (), None, ("accuracy",), eval_split="test", image="img", label="fine_label"),
+    "cifar100": Preset(
+        "hub:uoft-cs/cifar100", (), tuple(_CIFAR100), ("accuracy",), eval_split="test", image="img", label="fine_label"
+    ),
 }
 # Conover et al. 2023, "Free Dolly": one file, eight kinds of instruction; FL-TAC's eight tasks (Ping et al. 2024, section 4.1).
 DOLLY = (
