@@ -56,7 +56,7 @@ _CIFAR100 = (
     "pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk "
     "skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger "
     "tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm"
-).split()  # noqa: SIM905 - a list would have a line per name
+)
 
 
 def _glue(name: str, text: tuple[str, ...], labels: tuple[str, ...], *metrics: Metric) -> tuple[str, Preset]:
@@ -86,7 +86,7 @@ PRESETS: dict[str, Preset] = dict(
     # Krizhevsky 2009, "Learning multiple layers of features from tiny images"; columns of the hub's uoft-cs/cifar10 and cifar100.
     "cifar10": Preset("hub:uoft-cs/cifar10", (), _CIFAR10, ("accuracy",), eval_split="test", image="img"),
     "cifar100": Preset(
-        "hub:uoft-cs/cifar100", (), tuple(_CIFAR100), ("accuracy",), eval_split="test", image="img", label="fine_label"
+        "hub:uoft-cs/cifar100", (), tuple(_CIFAR100.split()), ("accuracy",), eval_split="test", image="img", label="fine_label"
     ),
 }
 # Conover et al. 2023, "Free Dolly": one file, eight kinds of instruction; FL-TAC's eight tasks (Ping et al. 2024, section 4.1).
