@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from plotly.graph_objects import Figure as PlotlyFigure
 
 from fedquilt.errors import ConfigError, StateError
-from fedquilt.report import palette
+from fedquilt.report import palette, radar
 from fedquilt.report.compare import compare, compare_panels, load_runs
 from fedquilt.report.panel import Panel
 
@@ -106,3 +106,34 @@ def test_no_run_and_a_wrong_folder_are_errors(paths: list[Path], tmp_path: Path)
     (tmp_path / "file").write_text("")
     with pytest.raises(StateError, match="cannot be written"):
         compare(paths[:1], tmp_path / "file")
+
+
+def test_the_circle_shows_the_means_per_task_and_closes(panels: dict[str, Panel]) -> None:
+    """The same numbers as the figure beside it."""
+    around, across = lines(panels["radar"]), lines(panels["score-per-task"])
+    assert around.keys() == across.keys()
+    for name, line in around.items():
+        assert dict(zip(line["theta"], line["r"], strict=False)) == dict(zip(across[name]["y"], across[name]["x"], strict=True))
+        assert (line["theta"][0], line["r"][0]) == (line["theta"][-1], line["r"][-1])
+
+
+def test_in_the_circle_better_is_further_out() -> None:
+    scores = {"one": [1.0, 2.0, 3.0], "two": [2.0, None, 4.0]}
+    ranges = {}
+    for lower in (False, True):
+        picture = radar.panel(["a", "b", "c"], scores, "", lower=lower).picture
+        assert picture is not None
+        ranges[lower] = picture.plot["layout"]["polar"]["radialaxis"]["range"]
+        PlotlyFigure(picture.plot)
+        figure = Figure(layout="constrained")
+        picture.draw(figure)
+        figure.draw_without_rendering()
+        low, high = figure.axes[0].get_ylim()
+        assert [low, high] == pytest.approx(ranges[lower])
+    assert ranges[False] == pytest.approx([0.7, 4.3])
+    assert ranges[True] == ranges[False][::-1]
+
+
+def test_two_tasks_make_no_circle() -> None:
+    assert "needs 3 tasks" in radar.panel(["a", "b"], {"one": [1.0, 2.0]}, "", lower=False).text
+    assert radar.panel(["a", "b", "c"], {"one": [None] * 3}, "", lower=False).picture is None

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedquilt.directions import direction
+from fedquilt.directions import LOWER_IS_BETTER, direction
 from fedquilt.errors import ConfigError, StateError
-from fedquilt.report import palette
+from fedquilt.report import palette, radar
 from fedquilt.report.lines import Series, line_figure
 from fedquilt.report.page import Fact, Page, write
 from fedquilt.report.panel import Panel, Picture, axes, layout, legend_right
@@ -60,7 +60,7 @@ def load_runs(runs: Sequence[Path]) -> list[RunData]:
 
 
 def compare_panels(runs: Sequence[RunData]) -> tuple[Panel, ...]:
-    """Results, cost, score over rounds, score against bytes, score per task, clustering over rounds."""
+    """Results, cost, score over rounds, score against bytes, score per task twice, clustering over rounds."""
     groups = group_runs(runs)
     summary = summary_rows(runs)
     results = Panel(
@@ -84,7 +84,11 @@ def compare_panels(runs: Sequence[RunData]) -> tuple[Panel, ...]:
         "Clustering over rounds",
         "accuracy of rows against tasks",
     )
-    return (results, costs, scores, _against_bytes(groups, runs), _per_task(groups, runs), clusters)
+    tasks, found = _task_scores(groups)
+    middles = {label: [None if cell is None else _mean(cell) for cell in cells] for label, cells in found.items()}
+    lower = any(run.primary(task) in LOWER_IS_BETTER for run in runs for task in run.tasks)
+    circle = radar.panel(tasks, middles, _label(runs), lower=lower)
+    return (results, costs, scores, _against_bytes(groups, runs), _per_task(tasks, found, runs), circle, clusters)
 
 
 def better(runs: Sequence[RunData]) -> str:
@@ -168,10 +172,14 @@ def _sent(group: Group, number: int) -> float | None:
     return sum(values) / len(values) if len(values) == len(known) else None
 
 
-def _per_task(groups: Sequence[Group], runs: Sequence[RunData]) -> Panel:
-    slug, title = "score-per-task", "Score per task"
+def _task_scores(groups: Sequence[Group]) -> tuple[list[str], dict[str, list[Cell]]]:
+    """Tasks, and each group's score of every one of them."""
     tasks = sorted({task for group in groups for run in group.runs for task in run.tasks})
-    found = {group.label: [_task(group, task) for task in tasks] for group in groups}
+    return tasks, {group.label: [_task(group, task) for task in tasks] for group in groups}
+
+
+def _per_task(tasks: list[str], found: dict[str, list[Cell]], runs: Sequence[RunData]) -> Panel:
+    slug, title = "score-per-task", "Score per task"
     if all(cell is None for cells in found.values() for cell in cells):
         return Panel(slug, title, "Nothing has been evaluated yet.")
     rows = tuple((label, *cells) for label, cells in found.items())
