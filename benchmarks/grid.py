@@ -2,9 +2,10 @@
 
     FEDQUILT_DATA=FOLDER python benchmarks/grid.py [FAMILY] [--seeds 0 1 2] [--only fltac fedit-r1] [--out runs] [--set a.b=c]
 
-FAMILY is glue (the five GLUE tasks of the FL-TAC paper on MiniLM), cifar (CIFAR-10 and CIFAR-100 on a ViT-S/14) or dolly (the eight
-categories of Dolly-15k on SmolLM2; losses); without one all are run. Finished runs are kept, interrupted ones resumed; at the end a
-Markdown table of mean and standard deviation over the seeds is printed, with the clustering accuracy after every evaluated round.
+FAMILY is glue (the five GLUE tasks of the FL-TAC paper on MiniLM), open (what FL-TAC leaves open, on the same tasks with fewer steps),
+cifar (CIFAR-10 and CIFAR-100 on a ViT-S/14) or dolly (the eight categories of Dolly-15k on SmolLM2; losses); without one all are run.
+Finished runs are kept, interrupted ones resumed; at the end a Markdown table of mean and standard deviation over the seeds is printed,
+with the clustering accuracy after every evaluated round.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ from fedquilt.runs.launch import resume, run
 CONFIGS = Path(__file__).parents[1] / "configs"
 FAMILIES = {
     "glue": ("fltac", "fltac-fingerprint", "fltac-paper", "fedit-r1", "fedit-r5", "fedit-r16", "local", "centralised"),
+    "open": (
+        *("plain", "factors", "b-factors", "b-factors-long", "products", "updates", "history", "fingerprint", "fingerprint-plain"),
+        *("b-factors-estimate", "fingerprint-estimate", "b-factors-third", "history-third", "fingerprint-third"),
+        *("b-factors-arriving", "fingerprint-arriving", "fingerprint-arriving-estimate"),
+    ),
     "cifar": ("fltac", "fedit-r1", "fedit-r2", "local", "centralised"),
     "dolly": ("fltac", "fedit-r8", "local", "centralised", "fltac-split", "fedit-split"),
 }
