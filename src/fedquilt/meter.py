@@ -26,9 +26,9 @@ def encoded_size(leaves: Sequence[Leaf]) -> int:
     return 8 + (text + 7) // 8 * 8 + offset
 
 
-def _vector_size(vector: torch.Tensor | None) -> int:
+def fingerprint_size(numbers: int) -> int:
     """Bytes of a fingerprint beside the leaves, as a message of its own."""
-    return 0 if vector is None else encoded_size([Leaf("fingerprint", tuple(vector.shape), "fingerprint", 0, dtype=vector.dtype)])
+    return encoded_size([Leaf("fingerprint", (numbers,), "fingerprint", 0)])
 
 
 @dataclass
@@ -54,7 +54,9 @@ class Meter:
     def up(self, replies: Sequence[Reply]) -> None:
         """One message per reply, rejected ones included: they were sent."""
         for reply in replies:
-            size = self._size(tuple(reply.delta)) + _vector_size(reply.fingerprint)
+            size = self._size(tuple(reply.delta)) + (
+                0 if reply.fingerprint is None else fingerprint_size(reply.fingerprint.numel())
+            )
             self._count(reply.slot.client, "up", size)
             self.total_up += size
 

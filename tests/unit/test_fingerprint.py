@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny import tiny_config as file_config
 from uploads import SPEC, World, federation, new_hub, same_partition
 
 from fedquilt import assign, local, method, tree
@@ -16,6 +18,7 @@ from fedquilt.gate import Gate
 from fedquilt.meter import encoded_size
 from fedquilt.models.fingerprint import Fingerprint
 from fedquilt.models.loading import Base
+from fedquilt.runs.plan import plan
 from fedquilt.testing import Outcome, run_tiny, tiny_base, tiny_config, tiny_tasks
 from fedquilt.types import Job, Leaf, Reply, Round, Slot
 
@@ -64,6 +67,14 @@ def test_only_newcomers_send_one_and_it_is_counted() -> None:
     assert more == [size * slots, 0]
     assert [one["bytes_down"] for one in found.rounds] == [other["bytes_down"] for other in without.rounds]
     assert not [line for line in found.rounds if line["rejected"]]
+
+
+def test_the_plan_says_what_it_adds(tmp_path: Path) -> None:
+    """As many bytes as a message with nothing but the vector has."""
+    config = file_config(tmp_path, "fltac", method={"features": "fingerprint", "lr": 1e-2, "steps": 1})
+    more = encoded_size([Leaf("fingerprint", (16,), "fingerprint", 0, dtype=torch.float32)])
+    assert [note for note in plan(config).notes if f"{more:,} bytes more" in note]
+    assert not [note for note in plan(file_config(tmp_path, "fltac")).notes if "fingerprint" in note]
 
 
 def test_who_comes_later_sends_it_then() -> None:

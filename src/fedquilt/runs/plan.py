@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedquilt.meter import encoded_size
+from fedquilt.meter import encoded_size, fingerprint_size
 from fedquilt.method import ClientPlan
 from fedquilt.runs.build import build
 from fedquilt.runs.config import RunConfig
@@ -50,6 +50,9 @@ def plan(config: RunConfig) -> Plan:
     )
     notes = [f"{name}: {note}" for name, task in built.tasks.items() for note in task.notes]
     notes += [f"client {row['client']} has no data and takes no part" for row in rows if not row["slots"]]
+    if client.fingerprint:
+        more = fingerprint_size(built.fingerprint)
+        notes.append(f"every slot sends a fingerprint of its data once: {more:,} bytes more in its first upload")
     trained = [leaf for leaf in spec.leaves if leaf.name in client.train(now)]
     return Plan(
         method=repr(built.method),
