@@ -54,9 +54,8 @@ class Meter:
     def up(self, replies: Sequence[Reply]) -> None:
         """One message per reply, rejected ones included: they were sent."""
         for reply in replies:
-            size = self._size(tuple(reply.delta)) + (
-                0 if reply.fingerprint is None else fingerprint_size(reply.fingerprint.numel())
-            )
+            size = self._size(tuple(reply.delta))
+            size += 0 if reply.fingerprint is None else fingerprint_size(reply.fingerprint.numel())
             self._count(reply.slot.client, "up", size)
             self.total_up += size
 
