@@ -27,6 +27,7 @@ FAMILIES = {
         *("plain", "factors", "b-factors", "b-factors-long", "products", "updates", "history", "fingerprint", "fingerprint-plain"),
         *("b-factors-estimate", "fingerprint-estimate", "b-factors-third", "history-third", "fingerprint-third"),
         *("b-factors-arriving", "fingerprint-arriving", "fingerprint-arriving-estimate"),
+        *("b-factors-places", "fingerprint-places"),
     ),
     "cifar": ("fltac", "fedit-r1", "fedit-r2", "local", "centralised"),
     "dolly": ("fltac", "fedit-r8", "local", "centralised", "fltac-split", "fedit-split"),

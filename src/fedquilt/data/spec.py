@@ -275,6 +275,8 @@ class PartitionConfig(_Config):
     shards_per_client: int = Field(default=2, ge=1)
     file: str | None = None
     """``file``: a partition saved before."""
+    slots_per_task: int = Field(default=1, ge=1)
+    """Places in which a client keeps the examples of one task, for methods with an adapter per task: each has its own."""
     seed: int | None = Field(default=None, ge=0)
     """Of the partition alone; the run's seed when not given."""
 

@@ -65,12 +65,18 @@ class View:
 
 
 def make_view(
-    tasks: Mapping[str, Task], partition: Partition, kind: SlotKind, seed: int, arrives: Mapping[str, int] | None = None
+    tasks: Mapping[str, Task],
+    partition: Partition,
+    kind: SlotKind,
+    seed: int,
+    arrives: Mapping[str, int] | None = None,
+    slots_per_task: int = 1,
 ) -> View:
     """Slots of one kind over a partition.
 
-    ``task``: one slot per local task (FL-TAC); ``client``: one slot with all local tasks mixed (FedIT); ``pooled``: client 0
-    owns everything in one slot (centralised); ``pooled-task``: client 0 with one slot per task.
+    ``task``: one slot per local task (FL-TAC), or ``slots_per_task`` of them with a part of its examples each; ``client``: one slot
+    with all local tasks mixed (FedIT); ``pooled``: client 0 owns everything in one slot (centralised); ``pooled-task``: client 0
+    with one slot per task.
     Slot numbers are a permutation drawn per client, so equal numbers of two clients mean nothing; slots of tasks that arrive later
     come after those that are there before. Clients without data have no slot.
 
@@ -86,6 +92,8 @@ def make_view(
         if kind in ("client", "pooled"):
             slots[Slot(client, 0)] = SlotData(tuple(parts))
             continue
+        if kind == "task":
+            parts = [(name, rows[i::slots_per_task]) for name, rows in parts for i in range(min(slots_per_task, len(rows)))]
         order = numpy_generator(seed, "slots", client).permutation(len(parts)).tolist()
         for number, place in enumerate(sorted(order, key=lambda i: arrives.get(parts[i][0], 1))):  # stable: else as drawn
             slots[Slot(client, number)] = SlotData((parts[place],))

@@ -159,7 +159,7 @@ def assemble(config: RunConfig, base: Base, tasks: Mapping[str, Task], parts: Pa
     method = make_method(config, len(tasks))
     adapter = make_adapter(config, method, base, len(tasks))
     program = compose(method, adapter.spec)
-    view = make_view(tasks, parts, method.slots, config.seed, config.arrivals())
+    view = make_view(tasks, parts, method.slots, config.seed, config.arrivals(), config.partition.slots_per_task)
     check_rows(method, view)
     engine_class: Any = registry.load("fedquilt.engines", config.engine)
     runner = network(base, adapter, packed=engine_class.packed)
