@@ -18,7 +18,7 @@ import typer
 from fedquilt.cli import show
 
 # extra -> the modules that it brings; what lacks one of them is not installed
-EXTRAS = {"viz": ("matplotlib", "plotly", "umap"), "flower": ("flwr",), "dp": ("dp_accounting",)}
+EXTRAS = {"viz": ("matplotlib", "plotly", "umap"), "flower": ("flwr",), "dp": ("dp_accounting",), "quant": ("bitsandbytes",)}
 LITTLE_MEMORY, LITTLE_DISK = 2e9, 2e9  # bytes: a 22-million-number model with its data needs about 1 GB of either
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from fedquilt.errors import ModelError, did_you_mean
-from fedquilt.models.half import halve
-from fedquilt.models.loading import Base, ModelConfig, locate, reading, tiny_tokenizer, tiny_vocabulary
+from fedquilt.models.loading import Base, ModelConfig, finish, locate, reading, tiny_tokenizer, tiny_vocabulary
+from fedquilt.models.quantised import load_options, refuse_random
 from fedquilt.rng import derive
 
 TINY = ("llama", "gpt2")
@@ -30,6 +30,7 @@ def load_causal(config: ModelConfig, *, seed: int, root: Path = Path()) -> Base:
     """
     kind, _, rest = config.name.partition(":")
     if kind == "tiny":
+        refuse_random(config)
         model, tokenizer, source = *_tiny(rest, seed), config.name
     else:
         source = locate(config.name, root)
@@ -37,9 +38,7 @@ def load_causal(config: ModelConfig, *, seed: int, root: Path = Path()) -> Base:
     _check_length(config, model)
     _add_dropout(model, config.dropout)
     dtype = torch.float64 if config.precision == "float64" else torch.float32
-    model.to(dtype).eval().requires_grad_(False)
-    if config.precision == "bfloat16":
-        halve(model, keep=())
+    finish(model, config, keep=())
     return Base(model, tokenizer, config.name, str(model.config.model_type), (), dtype, source)
 
 
@@ -60,7 +59,7 @@ def _pretrained(config: ModelConfig, where: str) -> tuple[Any, Any]:
     with reading(config, "causal language model", "'asset:smollm2', or 'tiny:llama'"):
         tokenizer = AutoTokenizer.from_pretrained(where, revision=config.revision)
         model = AutoModelForCausalLM.from_pretrained(
-            where, revision=config.revision, attn_implementation="eager", dtype=torch.float32
+            where, revision=config.revision, attn_implementation="eager", **({"dtype": torch.float32} | load_options(config))
         )
     return model, tokenizer
 

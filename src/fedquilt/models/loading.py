@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from fedquilt.data.transform import Transform
 from fedquilt.errors import ModelError, did_you_mean
 from fedquilt.models import vision
 from fedquilt.models.half import halve
+from fedquilt.models.quantised import load_options, refuse_random, settle
 from fedquilt.rng import derive, generator
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class ModelConfig(BaseModel):
         dropout: probability for all dropouts of the base model; None keeps the model's own.
         precision: float32; bfloat16 for the frozen linear maps alone (faster on processors that multiply it); float64 for proofs
             of equality.
+        quantization: 8bit or 4bit for the frozen linear maps (bitsandbytes; 4 bits are multiplied in float32, or in bfloat16 if
+            that is the precision).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -57,6 +60,7 @@ class ModelConfig(BaseModel):
     std: Channels | None = None
     dropout: float | None = Field(None, ge=0, lt=1)
     precision: Literal["bfloat16", "float32", "float64"] = "float32"
+    quantization: Literal["8bit", "4bit"] | None = None
 
 
 @dataclass
@@ -99,6 +103,7 @@ def load(config: ModelConfig, *, classes: int, seed: int, root: Path = Path()) -
         return load_causal(config, seed=seed, root=root)
     kind, _, rest = config.name.partition(":")
     if kind == "tiny":
+        refuse_random(config)
         model, tokenizer, transform, source = *_tiny(config, rest, classes, seed), config.name
     else:
         model, tokenizer, transform, source = _pretrained(config, locate(config.name, root), classes)
@@ -111,10 +116,19 @@ def load(config: ModelConfig, *, classes: int, seed: int, root: Path = Path()) -
     if not head:
         raise ModelError(f"model '{config.name}' has no classification head", where="model.name", fix="choose an encoder")
     _fresh_head(model, head, seed)
-    model.to(dtype).eval().requires_grad_(False)
-    if config.precision == "bfloat16":
-        halve(model, keep=head)
+    finish(model, config, keep=head)
     return Base(model, tokenizer, config.name, str(model.config.model_type), head, dtype, source, transform)
+
+
+def finish(model: Any, config: ModelConfig, keep: Sequence[str]) -> None:
+    """Frozen, in evaluation mode and in the wanted precision (but for the modules ``keep``)."""
+    if config.quantization is None:
+        model.to(torch.float64 if config.precision == "float64" else torch.float32)
+    else:
+        settle(model)  # what is quantised cannot be converted, and the rest was loaded in float32
+    model.eval().requires_grad_(False)
+    if config.precision == "bfloat16":
+        halve(model, keep=keep)
 
 
 def locate(name: str, root: Path) -> str:
@@ -168,7 +182,12 @@ def _pretrained(config: ModelConfig, where: str, classes: int) -> tuple[Any, Any
         else:
             tokenizer = AutoTokenizer.from_pretrained(where, revision=config.revision)
             model = AutoModelForSequenceClassification.from_pretrained(
-                where, revision=config.revision, num_labels=classes, attn_implementation="eager", ignore_mismatched_sizes=True
+                where,
+                revision=config.revision,
+                num_labels=classes,
+                attn_implementation="eager",
+                ignore_mismatched_sizes=True,
+                **load_options(config),
             )
     return model, tokenizer, transform, where
 

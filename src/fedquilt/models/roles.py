@@ -72,8 +72,10 @@ def transposed(module: nn.Module) -> bool:
 
 def sides(module: nn.Module) -> tuple[int, int]:
     """(out, in) features of a linear map."""
+    if isinstance(module, nn.Linear):  # a quantised one has a weight of another shape
+        return module.out_features, module.in_features
     rows, columns = (int(side) for side in module.weight.shape)  # type: ignore[union-attr]
-    return (columns, rows) if transposed(module) else (rows, columns)
+    return columns, rows  # Conv1D
 
 
 def resolve(model: nn.Module, model_type: str, roles: Sequence[str]) -> tuple[str, ...]:

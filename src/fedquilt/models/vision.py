@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fedquilt.data.transform import Transform
 from fedquilt.errors import ModelError
+from fedquilt.models.quantised import load_options
 from fedquilt.types import Batch
 
 if TYPE_CHECKING:
@@ -130,7 +131,12 @@ def pretrained(config: ModelConfig, where: str, classes: int) -> tuple[Any, Tran
 
     check(AutoConfig.from_pretrained(where, revision=config.revision), config.name)
     model = AutoModelForImageClassification.from_pretrained(
-        where, revision=config.revision, num_labels=classes, attn_implementation="eager", ignore_mismatched_sizes=True
+        where,
+        revision=config.revision,
+        num_labels=classes,
+        attn_implementation="eager",
+        ignore_mismatched_sizes=True,
+        **load_options(config),
     )
     return with_attention_dropout(model), transform(config, model, processor(where, config.revision))
 
