@@ -5,7 +5,7 @@
 FAMILY is glue (the five GLUE tasks of the FL-TAC paper on MiniLM), open (what FL-TAC leaves open, on the same tasks with fewer
 steps), cifar (CIFAR-10 and CIFAR-100 on a ViT-S/14) or dolly (the eight categories of Dolly-15k on SmolLM2; losses); without one
 all are run. Finished runs are kept, interrupted ones resumed; at the end a Markdown table of mean and standard deviation over the
-seeds is printed, with the clustering accuracy after every evaluated round.
+seeds is printed, with the clustering accuracy after every round.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from fedquilt.cli.progress import make_progress
+from fedquilt.evaluate import clustering
 from fedquilt.runs.config import load_config
 from fedquilt.runs.launch import resume, run
+from fedquilt.types import Slot
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FAMILIES = {
@@ -42,12 +44,21 @@ def ensure(config: Path, seed: int, folder: Path, overrides: list[str]) -> dict[
         else:
             run(load_config(config, [f"seed={seed}", *overrides]), directory=folder, progress=make_progress())
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    summary["rounds_clustering"] = [
-        (e["round"], e["clustering"]["accuracy"])
-        for e in map(json.loads, (folder / "evals.jsonl").read_text(encoding="utf-8").splitlines())
-        if e["clustering"]
-    ]
+    summary["rounds_clustering"] = clusters(folder) if summary["clustering"] else []
     return summary
+
+
+def clusters(folder: Path) -> list[float]:
+    """Clustering accuracy after every round, each slot in the row that it was in last."""
+    table: dict[Slot, int] = {}
+    truth: dict[Slot, list[str]] = {}
+    found = []
+    for line in map(json.loads, (folder / "routes.jsonl").read_text(encoding="utf-8").splitlines()):
+        for entry in line["slots"]:
+            slot = Slot(entry["client"], entry["slot"])
+            table[slot], truth[slot] = entry["row"], entry["tasks"]
+        found.append((clustering(table, truth) or {"accuracy": float("nan")})["accuracy"])
+    return found
 
 
 def spread(values: list[float], digits: int = 3) -> str:
@@ -68,11 +79,14 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
         cells += [spread([r["bytes"][way] / 1e6 for r in runs], 1) for way in ("up", "down")]
         cells.append(spread([r["seconds"]["total"] / 60 for r in runs], 1))
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "clustering accuracy after evaluated rounds:"]
+    most = max(len(found["rounds_clustering"]) for runs in results.values() for found in runs)
+    if most:
+        lines += ["", "Clustering accuracy after every round:", ""]
+        lines += ["| run | seed | " + " | ".join(map(str, range(1, most + 1))) + " |", "|" + "---|" * (most + 2)]
     for name, runs in results.items():
-        for seed, found in enumerate(runs):
-            if found["rounds_clustering"]:
-                lines.append(f"  {name}, run {seed}: " + ", ".join(f"{n}: {x:.2f}" for n, x in found["rounds_clustering"]))
+        for found in runs:
+            if shown := [f"{x:.2f}" for x in found["rounds_clustering"]]:
+                lines.append("| " + " | ".join([name, str(found["seed"]), *shown, *[""] * (most - len(shown))]) + " |")
     return "\n".join(lines)
 
 
