@@ -26,7 +26,8 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 FAMILIES = {
     "glue": ("fltac", "fltac-fingerprint", "fltac-paper", "fedit-r1", "fedit-r5", "fedit-r16", "local", "centralised"),
     "open": (
-        *("plain", "factors", "b-factors", "b-factors-long", "products", "updates", "history", "fingerprint", "fingerprint-plain"),
+        *("plain", "factors", "b-factors", "b-factors-long", "products", "updates", "history", "fisher"),
+        *("fingerprint", "fingerprint-plain"),
         *("b-factors-estimate", "fingerprint-estimate", "b-factors-third", "history-third", "fingerprint-third"),
         *("b-factors-arriving", "fingerprint-arriving", "fingerprint-arriving-estimate"),
         *("b-factors-places", "fingerprint-places"),

@@ -62,7 +62,7 @@ class Drive:
         Raises:
             QuorumError: no usable reply in several rounds in a row.
         """
-        gate = Gate(self.spec, fingerprint=self.fingerprint if self.program.client.fingerprint else 0)
+        gate = Gate(self.spec, fingerprint=self.fingerprint)
         if hub.step == 0 and not resumed:
             self._commit_start(hub)
         for number in range(hub.step + 1, self.rounds + 1):

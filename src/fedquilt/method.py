@@ -57,7 +57,7 @@ class ClientPlan(NamedTuple):
     share: Callable[[Round], tuple[str, ...]]  # leaves that travel in a round
     local: Local
     wire: wire_.chain
-    fingerprint: bool = False  # whether newcomers (slots in row 0) send one
+    fingerprint: assign_.Fingerprints = ""  # what newcomers (slots in row 0) send
 
 
 class Program(NamedTuple):

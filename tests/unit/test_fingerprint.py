@@ -12,14 +12,16 @@ from tiny import tiny_config as file_config
 from uploads import SPEC, World, federation, new_hub, same_partition
 
 from fedquilt import assign, local, method, tree
+from fedquilt.assign.features import standardised
 from fedquilt.assign.history import recall
 from fedquilt.engine.batches import assemble
 from fedquilt.gate import Gate
 from fedquilt.meter import encoded_size
-from fedquilt.models.fingerprint import Fingerprint
+from fedquilt.models.fingerprint import Fingerprint, Fisher
 from fedquilt.models.loading import Base
+from fedquilt.runs.build import assemble as assemble_run
 from fedquilt.runs.plan import plan
-from fedquilt.testing import Outcome, run_tiny, tiny_base, tiny_config, tiny_tasks
+from fedquilt.testing import Outcome, run_tiny, tiny_base, tiny_config, tiny_partition, tiny_tasks
 from fedquilt.types import Job, Leaf, Reply, Round, Slot
 
 TWO = federation(*[[0, 1], [1, 0], [0], [1]] * 3)
@@ -51,12 +53,70 @@ def test_it_is_the_mean_last_hidden_state_of_the_frozen_base(model: str) -> None
         assert torch.allclose(hidden.mean(0).float(), found[i], atol=1e-6)
 
 
-def test_both_engines_send_the_same() -> None:
-    fast, slow = outcome(), outcome(engine="sequential")
+@pytest.mark.parametrize("features", ["fingerprint", "fisher"])
+def test_both_engines_send_the_same(features: str) -> None:
+    fast, slow = (outcome(engine=engine, method={"features": features}) for engine in ("vectorised", "sequential"))
     assert fast.hub.table == slow.hub.table
     assert tree.max_difference(fast.tensors(), slow.tensors()) <= 1e-10
-    assert torch.equal(fast.hub.memory["history/fingerprint"], slow.hub.memory["history/fingerprint"])
+    sent = [found.hub.memory["history/fingerprint"] for found in (fast, slow)]
+    torch.testing.assert_close(*sent, rtol=1e-5, atol=1e-6)
+    assert features == "fisher" or torch.equal(*sent)
     assert not bool(fast.hub.memory["history/fingerprint"].isnan().any())
+
+
+@pytest.mark.parametrize("model", ["bert", "llama", "vit", "deberta-v2"])
+def test_fisher_is_the_log_mean_square_of_batch_gradients(model: str) -> None:
+    """By transformers' own model with peft's own layers, batch by batch; the level is taken away."""
+    kind = "generation" if model == "llama" else "classification"
+    config = tiny_config("fltac", kind, method={"lr": 0.1, "steps": 1, "features": "fisher"}, adapter={"rank": 2},
+                         model={"name": f"tiny:{model}", "precision": "float64"}, engine="sequential")  # fmt: skip
+    base = tiny_base(config)
+    built = assemble_run(config, base, tiny_tasks(0, kind, base.transform), tiny_partition())
+    task, start = built.tasks["colour"], built.adapter.init
+    batches = [assemble([(task, 0, i) for i in rows], 0) for rows in ((0, 1, 2), (3, 4))]
+    found = Fisher(built.network, built.adapter.spec).of(batches, start)
+    names = [name for name in sorted(start) if name.endswith("lora_B")]
+    squares = []
+    for batch in batches:
+        model_: Any = built.network
+        leaves = {key: x.clone().requires_grad_(key in names) for key, x in start.items()}
+        loss = model_.losses({key: x[None] for key, x in leaves.items()}, batch).sum()
+        squares.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, [leaves[name] for name in names])]) ** 2)
+    mean = sum(squares) / 2  # type: ignore[arg-type]
+    logs = torch.log(mean + 1e-12 * mean.max())
+    torch.testing.assert_close(found, (logs - logs.mean()).float())
+    assert found.shape == (built.fingerprint,)
+    assert float(found.std()) > 0.1
+
+
+def test_no_gradient_is_no_description() -> None:
+    class Flat:
+        def losses(self, stack: Any, batch: Any) -> torch.Tensor:
+            return (stack["enc.0.q/lora_B"] * 0.0).sum((1, 2))
+
+    start = {leaf.name: torch.ones(leaf.shape, dtype=leaf.dtype) for leaf in SPEC.leaves}
+    found = Fisher(Flat(), SPEC).of([None, None], start)  # type: ignore[arg-type, list-item]
+    assert found.shape == (2 * 4 * 2,)
+    assert not bool(found.any())
+
+
+def test_every_number_counts_alike() -> None:
+    x = torch.tensor([[1.0, 100.0, 5.0], [3.0, 500.0, 5.0]])
+    assert torch.equal(standardised(x), torch.tensor([[-1.0, -1.0, 0.0], [1.0, 1.0, 0.0]], dtype=torch.float64))
+
+
+def test_fisher_clusters_by_fingerprints_alone() -> None:
+    """Uploads of pure noise; descriptions in two places; the server keeps nothing else of a slot."""
+    world, hub = World(TWO), new_hub(3)
+    noise = world.uploads(hub, 1, progress=dict.fromkeys(TWO, 0.0))
+    stream = torch.Generator().manual_seed(0)
+    place = torch.randn(2, 8, generator=stream)
+    looks = torch.stack([place[TWO[slot]] + 0.1 * torch.randn(8, generator=stream) for slot in noise.origin])
+    part = assign.kmeans(2, features="fisher")
+    composed = method.Method("test", local.sgd(0.1, steps=1), slots="task", assign=part)
+    after, _ = method.server_step(composed, SPEC, hub, replace(noise, extra={"fingerprint": looks}), Round(1, 0))
+    assert same_partition(dict(after.table), TWO)
+    assert set(recall(after.memory).total) == set()
 
 
 def test_only_newcomers_send_one_and_it_is_counted() -> None:

@@ -27,7 +27,7 @@ def outcome(kind: Any = "classification", **more: Any) -> Outcome:
 
 
 def router(found: Outcome) -> Router:
-    made = router_of(found.hub)
+    made = router_of(found.built, found.hub)
     assert made is not None
     return made
 
@@ -45,7 +45,9 @@ def test_a_prototype_is_the_mean_fingerprint_of_its_row_s_slots() -> None:
         own = [memory["history/fingerprint"][i] for i, slot in enumerate(slots) if found.hub.table[slot] == row]
         torch.testing.assert_close(prototype, torch.stack(own).mean(0))
     assert made.rows.tolist() == sorted(set(found.hub.table.values()))
-    assert router_of(outcome(features="history").hub) is None
+    for features in ("history", "fisher"):  # nothing, or nothing that an input could be compared with
+        other = outcome(features=features)
+        assert router_of(other.built, other.hub) is None
 
 
 def test_told_is_the_evaluator_s_own_figure_and_routed_is_example_by_example() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from fedquilt.types import Hub, Metrics, Round, Slot, Spec, Updates
+
+Fingerprints = Literal["", "states", "fisher"]  # :mod:`fedquilt.models.fingerprint`
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Assign(Protocol):
     sees: ClassVar[str]
 
     @property
-    def fingerprint(self) -> bool:
-        """Whether newcomers send their data's fingerprint."""
+    def fingerprint(self) -> Fingerprints:
+        """What newcomers send of their data."""
         ...
 
     @property
@@ -55,7 +57,7 @@ class one:
     """Everybody in row 0: FedAvg (McMahan et al. 2017) and all single-adapter methods."""
 
     sees: ClassVar[str] = "sum"
-    fingerprint: ClassVar[bool] = False
+    fingerprint: ClassVar[Fingerprints] = ""
 
     @property
     def rows(self) -> int:

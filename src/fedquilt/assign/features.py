@@ -16,7 +16,7 @@ from torch import Tensor
 from fedquilt import tree
 from fedquilt.types import Spec, Stack, Updates
 
-Features = Literal["b_factors", "factors", "products", "updates", "history", "fingerprint"]
+Features = Literal["b_factors", "factors", "products", "updates", "history", "fingerprint", "fisher"]
 
 
 def values(updates: Updates) -> dict[str, Tensor]:
@@ -31,15 +31,15 @@ def gram(whole: Stack, spec: Spec, features: Features, head: bool) -> Tensor:
     for ``updates`` the items are the changes of this round. ``b_factors``: only the factors that start at zero (lora_B); at
     B = 0 the gradient of A vanishes, but AdamW still moves A by steps of full size, so early on A is mostly noise.
     ``history``: as ``b_factors``, for items that are mean updates of slots (:mod:`fedquilt.assign.history`);
-    ``fingerprint``: the same beside the fingerprint of the slot's data, see :func:`beside`.
+    ``fingerprint``: the same beside the fingerprint of the slot's data, see :func:`beside`. ``fisher`` looks at fingerprints alone, see :func:`standardised`.
     ``products``: sum over maps of <s B_i A_i, s B_j A_j> = s^2 tr((B_i^T B_j)(A_j A_i^T)): the update itself, invariant to the
     factors' gauge (B G, G^-1 A); never forms an ``[out, in]`` matrix.
     """
     if features != "products":
-        return centred(_linear(tree.select(whole, compared(whole, spec, features, head))))
+        return linear(tree.flatten_rows(tree.select(whole, compared(whole, spec, features, head))))
     total = _products(whole, spec)
     if head:
-        total = total + _linear(tree.select(whole, [key for key in whole if "/head." in key]))
+        total = total + linear(tree.flatten_rows(tree.select(whole, [key for key in whole if "/head." in key])))
     return centred(total)
 
 
@@ -51,8 +51,8 @@ def compared(names: Iterable[str], spec: Spec, features: Features, head: bool) -
     return chosen
 
 
-def _linear(stack: Stack) -> Tensor:
-    x = tree.flatten_rows(stack)
+def linear(x: Tensor) -> Tensor:
+    """Centred Gram matrix ``[n, n]`` of items ``x [n, d]``."""
     x = x - x.mean(0)  # before the product: subtracting afterwards would cancel
     return x @ x.t()
 
@@ -79,6 +79,12 @@ def beside(one: Tensor, other: Tensor) -> Tensor:
     """Coordinates of items that are described twice, ``[n, a]`` and ``[n, b]``: both centred and every item scaled to length 1 in
     each, so that neither description outweighs the other."""
     return coordinates(centred(sum(_unit(x) @ _unit(x).t() for x in (one, other))))  # type: ignore[arg-type]
+
+
+def standardised(x: Tensor) -> Tensor:
+    """Items ``[n, d]`` with mean 0 and variance 1 in every number; one in which all items agree is 0."""
+    x = x.double() - x.double().mean(0)
+    return x / x.square().mean(0).sqrt().clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def _unit(x: Tensor) -> Tensor:

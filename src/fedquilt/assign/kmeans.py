@@ -8,7 +8,7 @@ partial participation the previous clusters are kept as centres.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -16,13 +16,15 @@ import torch
 from torch import Tensor
 
 from fedquilt import tree
-from fedquilt.assign.base import Assignment
-from fedquilt.assign.features import Features, beside, compared, coordinates, gram, values
-from fedquilt.assign.history import extend, recall
+from fedquilt.assign.base import Assignment, Fingerprints
+from fedquilt.assign.features import Features, beside, compared, coordinates, gram, linear, standardised, values
+from fedquilt.assign.history import History, extend, recall
 from fedquilt.assign.lloyd import Clustering, constrained, from_labels, nearest, plain, plus_plus, silhouette
 from fedquilt.errors import CompositionError, ConfigError
 from fedquilt.rng import numpy_generator
 from fedquilt.types import Hub, Metrics, Round, Slot, Spec, Stack, Updates
+
+SENT: Mapping[Features, Fingerprints] = {"fingerprint": "states", "fisher": "fisher"}
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,9 @@ class kmeans:
             )
 
     @property
-    def fingerprint(self) -> bool:
-        """Whether newcomers send their data's fingerprint."""
-        return self.features == "fingerprint"
+    def fingerprint(self) -> Fingerprints:
+        """What newcomers send of their data."""
+        return SENT.get(self.features, "")
 
     @property
     def rows(self) -> int:
@@ -86,7 +88,7 @@ class kmeans:
     def __call__(self, updates: Updates, hub: Hub, spec: Spec, now: Round) -> Assignment:
         if not updates.delta:
             raise CompositionError("k-means needs uploads to look at", why="nothing is shared", fix="share some leaves")
-        if self.features in ("history", "fingerprint"):
+        if self.features in ("history", *SENT):
             return self._by_history(updates, hub, spec, now)
         items = values(updates)
         before = torch.tensor([hub.row_of(slot) for slot in updates.origin])
@@ -98,17 +100,23 @@ class kmeans:
         return Assignment(rows, {**metrics, "moved": float((rows != before).sum())})
 
     def _by_history(self, updates: Updates, hub: Hub, spec: Spec, now: Round) -> Assignment:
-        """Cluster all slots ever seen by their mean updates; the absent ones change their row too."""
-        past = extend(recall(hub.memory), updates, compared(updates.delta, spec, self.features, self.head))
-        points = coordinates(gram(past.mean(), spec, self.features, self.head))
-        if past.fingerprint is not None:
-            points = beside(points, past.fingerprint)
+        """Cluster all slots ever seen by what is known of them; the absent ones change their row too."""
+        names = [] if self.features == "fisher" else compared(updates.delta, spec, self.features, self.head)
+        past = extend(recall(hub.memory), updates, names)
+        points = self._described(past, spec)
         before = torch.tensor([hub.row_of(slot) for slot in past.slots])
         found, metrics = self._best(points, self._known(points, None, before, hub), past.slots, now, fresh=True)
         rows = overlapping(found.labels, before, self.k)
         table = dict(zip(past.slots, rows.tolist(), strict=True))
         metrics = {**metrics, "moved": float((rows != before).sum())}
         return Assignment(torch.tensor([table[slot] for slot in updates.origin]), metrics, past.memory(), table)
+
+    def _described(self, past: History, spec: Spec) -> Tensor:
+        """Coordinates ``[S, d]`` of all slots ever seen."""
+        if self.features == "fisher" and past.fingerprint is not None:
+            return coordinates(linear(standardised(past.fingerprint)))
+        points = coordinates(gram(past.mean(), spec, self.features, self.head))
+        return points if past.fingerprint is None else beside(points, past.fingerprint)
 
     def _known(self, points: Tensor, bank_points: Tensor | None, before: Tensor, hub: Hub) -> Tensor | None:
         """Centres ``[k, d]`` of the rows that the slots were in; None in the first round."""

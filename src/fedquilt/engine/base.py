@@ -14,10 +14,10 @@ from fedquilt import tree
 from fedquilt.data.view import SlotData, View
 from fedquilt.engine.batches import Sampler
 from fedquilt.method import ClientPlan
+from fedquilt.models.fingerprint import Look
 from fedquilt.models.network import Network
-from fedquilt.types import Batch, Job, Reply, Slot, Spec, Stack, State
+from fedquilt.types import Job, Reply, Slot, Spec, Stack, State
 
-LOOKED_AT = 64  # examples behind a fingerprint
 Tick = Callable[[int], None]
 
 
@@ -77,7 +77,7 @@ class InProcess(ABC):
 
     Args:
         cohort: slots trained together; results do not depend on it beyond rounding (sequential: not at all).
-        fingerprint: what rows of a batch look like to the frozen base, ``[n, d]``; needed if the method asks newcomers for it.
+        fingerprint: how newcomers look at their data; needed if the method asks them to.
         tick: called with the number of slot-steps just done (progress).
     """
 
@@ -90,7 +90,7 @@ class InProcess(ABC):
         seed: int,
         cohort: int = 64,
         tick: Tick | None = None,
-        fingerprint: Callable[[Batch], Tensor] | None = None,
+        fingerprint: Look | None = None,
     ) -> None:
         self.view, self.spec, self.client, self.network = view, spec, client, network
         self.sampler = Sampler(view.tasks, client.local, seed)
@@ -171,15 +171,14 @@ class InProcess(ABC):
         delta = tree.sub(tree.select(done.state, shared), tree.select(work.start, shared))
         delta = dict(self.client.wire.send(delta, job)) if delta else delta
         asked = self.client.fingerprint and job.row == 0
-        look = self._fingerprint(job.slot, work.data) if asked else None
+        look = self._fingerprint(work) if asked else None
         return Reply(job.slot, job.round.number, delta, float(work.data.samples), {"loss": done.loss}, look)
 
-    def _fingerprint(self, slot: Slot, data: SlotData) -> Tensor:
-        """Mean ``[d]`` over at most :data:`LOOKED_AT` of the slot's examples."""
+    def _fingerprint(self, work: Work) -> Tensor:
         if self.fingerprint is None:
             raise ValueError("the method asks for fingerprints, and the engine was given nothing to compute them")
-        looked = [self.fingerprint(batch) for batch in self.sampler.some(slot, data, LOOKED_AT)]
-        return torch.cat(looked).double().mean(0).float()
+        some = self.sampler.some(work.job.slot, work.data, self.fingerprint.examples)
+        return self.fingerprint.of(some, work.start)
 
 
 def starts(works: Sequence[Work], names: Sequence[str]) -> dict[str, Tensor]:

@@ -1,23 +1,46 @@
-"""What data looks like to the frozen base model: the mean of its last hidden states, without any adapter.
+"""What a slot's data looks like before anything has been learnt from it: one vector, sent once, that tells data apart.
 
-Every client can compute it before it has learnt anything, and data of one kind gives nearly the same vector everywhere, so it
-tells tasks on different data apart where adapters after a few noisy steps do not. It also tells the server what the data is
-about: a vector of hidden size per slot, the same in kind as a sentence embedding (docs/threat-model.md).
+Every client computes it with the same frozen base (and the same fresh adapter), and data of one kind gives nearly the same vector
+everywhere, so it tells tasks on different data apart where adapters after a few noisy steps do not. It also tells the server what
+the data is about (docs/threat-model.md).
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fedquilt.models import vision
 from fedquilt.models.loading import Base
+from fedquilt.models.network import Network
 from fedquilt.models.padded import pad
-from fedquilt.types import Batch
+from fedquilt.types import Batch, Spec, State
+
+TINY = 1e-12  # relative; below it a squared gradient counts as zero
+
+
+class Look(Protocol):
+    """A way of looking at data. ``examples``: at most so many of a slot."""
+
+    examples: int
+
+    @property
+    def size(self) -> int:
+        """Numbers in one fingerprint."""
+        ...
+
+    def of(self, batches: Iterable[Batch], start: State) -> Tensor:
+        """``[size]`` float32 of some examples; ``start``: all leaves of the adapter that newcomers start from."""
+        ...
 
 
 class Fingerprint:
-    """Mean last hidden state of each row, by the unmodified base model."""
+    """Mean last hidden state, by the unmodified base model: the same in kind as a sentence embedding."""
+
+    examples = 64
 
     def __init__(self, base: Base) -> None:
         self.base = base
@@ -28,8 +51,12 @@ class Fingerprint:
         """Numbers in one fingerprint."""
         return int(self.base.model.config.hidden_size)
 
+    def of(self, batches: Iterable[Batch], start: State) -> Tensor:
+        """Mean over the examples."""
+        return torch.cat([self(batch) for batch in batches]).double().mean(0).float()
+
     def __call__(self, batch: Batch) -> Tensor:
-        """``[n, d]`` float32, whatever the precision of the base."""
+        """Of each row: ``[n, d]`` float32, whatever the precision of the base."""
         with torch.no_grad():
             hidden, present = self._images(batch) if batch.pixels is not None else self._texts(batch)
             return ((hidden * present[..., None]).sum(1) / present.sum(1, keepdim=True)).float()
@@ -47,3 +74,39 @@ class Fingerprint:
             most = int(getattr(self.base.model.config, "type_vocab_size", 1))
             inputs["token_type_ids"] = types.clamp(max=max(most, 1) - 1)
         return self.base.model.base_model(**inputs).last_hidden_state, present
+
+
+class Fisher:
+    """Logarithm of the mean squared batch gradient of every number in the factors that start at zero, at the common start.
+
+    The diagonal of an empirical Fisher matrix as a description of a task: task2vec (Achille et al. 2019, arXiv 1902.03545), which
+    takes it in a trained probe and per filter. ``start`` is never trained here, gradients are those of batches, and their level
+    (the mean of the logarithms) is taken away: it says how hard the data is, not what it is.
+    """
+
+    examples = 256
+
+    def __init__(self, network: Network, spec: Spec) -> None:
+        self.network, self.spec = network, spec
+        head = spec.names("head")
+        self.names = spec.names("lora_B") or tuple(name for name in spec.names() if name not in head)
+
+    @property
+    def size(self) -> int:
+        """Numbers in the factors."""
+        return sum(leaf.size for leaf in self.spec.leaves if leaf.name in self.names)
+
+    def of(self, batches: Iterable[Batch], start: State) -> Tensor:
+        """``[size]``, leaves in the order of their names; zeros where there is no gradient at all."""
+        squares, count = torch.zeros(self.size, dtype=torch.float64), 0
+        for batch in batches:
+            leaves = {key: start[key][None].detach().requires_grad_() for key in self.names}
+            loss = self.network.losses({**{key: x[None] for key, x in start.items()}, **leaves}, batch)
+            grads = torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
+            squares += torch.cat([grad.flatten() for grad in grads]).double().square()
+            count += 1
+        largest = squares.max()
+        if not largest > 0:
+            return squares.float()
+        logs = (squares / count + TINY * largest / count).log()
+        return (logs - logs.mean()).float()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +23,7 @@ from fedquilt.errors import ConfigError
 from fedquilt.evaluate import Evaluator
 from fedquilt.method import Method, Program, compose
 from fedquilt.models.causal import token_budget
-from fedquilt.models.fingerprint import Fingerprint
+from fedquilt.models.fingerprint import Fingerprint, Fisher, Look
 from fedquilt.models.half import multiplies_half
 from fedquilt.models.loading import Base
 from fedquilt.models.loading import load as load_base
@@ -53,8 +53,8 @@ class Built:
 
     @property
     def fingerprint(self) -> int:
-        """Numbers in the fingerprint of a slot's data."""
-        return Fingerprint(self.base).size
+        """Numbers in what newcomers send of their data; 0 where they send nothing."""
+        return self.engine.fingerprint.size if self.engine.fingerprint else 0
 
     @property
     def bank_is_complete(self) -> bool:
@@ -163,7 +163,8 @@ def assemble(config: RunConfig, base: Base, tasks: Mapping[str, Task], parts: Pa
     check_rows(method, view)
     engine_class: Any = registry.load("fedquilt.engines", config.engine)
     runner = network(base, adapter, packed=engine_class.packed)
-    look = Fingerprint(base) if program.client.fingerprint else None
+    looks: dict[str, Callable[[], Look]] = {"states": lambda: Fingerprint(base), "fisher": lambda: Fisher(runner, adapter.spec)}
+    look = looks[program.client.fingerprint]() if program.client.fingerprint else None
     options: dict[str, Any] = {"cohort": config.cohort, "tick": tick, "fingerprint": look}
     if engine_class.packed:
         options["one_by_one"] = not batches_adapters(base, adapter)

@@ -37,7 +37,7 @@ def export_bank(built: Built, hub: Hub, out: Path) -> list[Path]:
             for slot in built.view.slots
         }
     folders = [write_adapter(built, state, out / name) for name, state in states.items()]
-    router = router_of(hub)
+    router = router_of(built, hub)
     if router is not None and built.bank_is_complete:
         router.save(out)
     return folders

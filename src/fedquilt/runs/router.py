@@ -44,10 +44,10 @@ class Router:
         write_atomic(folder / FILE, save_tensors({"rows": self.rows, "prototypes": self.prototypes}))
 
 
-def router_of(hub: Hub) -> Router | None:
-    """From the fingerprints that the server keeps; None if it has none."""
+def router_of(built: Built, hub: Hub) -> Router | None:
+    """From the mean hidden states that the server keeps; None if it has none."""
     past = recall(hub.memory)
-    if past.fingerprint is None:
+    if past.fingerprint is None or built.program.client.fingerprint != "states":
         return None
     held = torch.tensor([hub.row_of(slot) for slot in past.slots])
     rows = torch.unique(held)
@@ -66,7 +66,7 @@ def route(run: Path) -> dict[str, Any]:
         CompositionError: its rows are not complete adapters.
     """
     built, hub = reopen(run)
-    router = router_of(hub)
+    router = router_of(built, hub)
     if router is None:
         fix = 'train with method.features = "fingerprint"'
         raise ConfigError("nothing to route by: the server has no fingerprints", where=str(run), fix=fix)
