@@ -31,7 +31,8 @@ def gram(whole: Stack, spec: Spec, features: Features, head: bool) -> Tensor:
     for ``updates`` the items are the changes of this round. ``b_factors``: only the factors that start at zero (lora_B); at
     B = 0 the gradient of A vanishes, but AdamW still moves A by steps of full size, so early on A is mostly noise.
     ``history``: as ``b_factors``, for items that are mean updates of slots (:mod:`fedquilt.assign.history`);
-    ``fingerprint``: the same beside the fingerprint of the slot's data, see :func:`beside`. ``fisher`` looks at fingerprints alone, see :func:`standardised`.
+    ``fingerprint``: the same beside the fingerprint of the slot's data, see :func:`beside`. ``fisher`` looks at fingerprints alone,
+    see :func:`standardised`.
     ``products``: sum over maps of <s B_i A_i, s B_j A_j> = s^2 tr((B_i^T B_j)(A_j A_i^T)): the update itself, invariant to the
     factors' gauge (B G, G^-1 A); never forms an ``[out, in]`` matrix.
     """
