@@ -50,16 +50,14 @@ def ensure(config: Path, seed: int, folder: Path, overrides: list[str]) -> dict[
 
 
 def clusters(folder: Path) -> list[float]:
-    """Clustering accuracy after every round, each slot in the row that it was in last."""
-    table: dict[Slot, int] = {}
-    truth: dict[Slot, list[str]] = {}
-    found = []
+    """Clustering accuracy after every round; a round in which nothing came back has no line and leaves everything as it was."""
+    found: dict[int, float] = {}
     for line in map(json.loads, (folder / "routes.jsonl").read_text(encoding="utf-8").splitlines()):
-        for entry in line["slots"]:
-            slot = Slot(entry["client"], entry["slot"])
-            table[slot], truth[slot] = entry["row"], entry["tasks"]
-        found.append((clustering(table, truth) or {"accuracy": float("nan")})["accuracy"])
-    return found
+        slots = {Slot(entry["client"], entry["slot"]): entry for entry in line["slots"]}
+        score = clustering({slot: entry["row"] for slot, entry in slots.items()}, {slot: e["tasks"] for slot, e in slots.items()})
+        found[line["round"]] = score["accuracy"] if score else float("nan")
+    last = max(found, default=0)
+    return [found[max((n for n in found if n <= number), default=min(found))] for number in range(1, last + 1)]
 
 
 def spread(values: list[float], digits: int = 3) -> str:

@@ -42,8 +42,7 @@ class Evaluator:
     def __call__(self, hub: Hub, engine: Engine, shared: bool) -> dict[str, Any]:
         """One record of evals.jsonl, without its round. ``shared``: whether the bank rows are complete adapters."""
         cache: dict[tuple[object, str], dict[str, float]] = {}
-        number = max(1, hub.step)
-        truth = self.view.truth(number)
+        truth = self.view.truth(hub.step)
         slots = []
         for slot, names in truth.items():
             row = hub.row_of(slot)
@@ -52,7 +51,7 @@ class Evaluator:
             key: object = ("row", row) if shared else slot
             for name in names:
                 scores = self._scores(cache, key, own, name)
-                samples = sum(len(index) for task, index in self.view.data(slot, number).parts if task == name)
+                samples = sum(len(index) for task, index in self.view.data(slot, hub.step).parts if task == name)
                 slots.append(
                     {"client": slot.client, "slot": slot.number, "row": row, "task": name, "metrics": scores, "samples": samples}
                 )
@@ -78,7 +77,7 @@ class Evaluator:
         """The global adapter of a task: the row that the Hungarian match of rows and tasks gives it."""
         mine = [self._primary(entry) for entry in slots if entry["task"] == name]
         out: dict[str, Any] = {"row": None, "metrics": None, "slot_mean": float(np.mean(mine)) if mine else None}
-        row = matched_rows(hub.table, self.view.truth(max(1, hub.step))).get(name) if tree.length(hub.bank) > 1 else 0
+        row = matched_rows(hub.table, self.view.truth(hub.step)).get(name) if tree.length(hub.bank) > 1 else 0
         if shared and row is not None:
             out |= {"row": row, "metrics": self._scores(cache, ("row", row), tree.row(hub.bank, row), name)}
         return out

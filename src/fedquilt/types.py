@@ -262,6 +262,13 @@ class Batch:
         where = torch.arange(int(lengths.sum())) + torch.repeat_interleave(starts - offsets, lengths)
         return Batch(tokens=self.tokens[where], types=self.types[where], lengths=lengths, **rest)
 
+    def prompts(self) -> Batch:
+        """Rows of a language model without their responses (tokens of type 1)."""
+        asked = self.types == 0
+        row = torch.repeat_interleave(torch.arange(len(self)), self.lengths)
+        lengths = torch.zeros_like(self.lengths).index_add_(0, row, asked.long())
+        return replace(self, tokens=self.tokens[asked], types=self.types[asked], lengths=lengths)
+
     @staticmethod
     def cat(batches: list[Batch]) -> Batch:
         """Several batches one after the other."""

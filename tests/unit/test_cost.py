@@ -180,6 +180,13 @@ def test_the_compared_methods_are_what_those_methods_would_cost(tiny: Callable[.
     assert list(by_method(cost(whole))) == ["fltac", "fedit", "full"]
 
 
+def test_places_of_a_task_are_adapters_of_their_own(tiny: Callable[..., RunConfig]) -> None:
+    one, two = (
+        cost(tiny("fltac", method={"constraint": "none"}, partition={"slots_per_task": places})).lines[0] for places in (1, 2)
+    )
+    assert (two.adapters, two.up, two.total) == (2 * one.adapters, 2 * one.up, 2 * one.total)
+
+
 def test_an_impossible_comparison_is_left_out_with_a_reason(tiny: Callable[..., RunConfig]) -> None:
     found = cost(tiny("fedit", adapter={"head": "per-task"}))
     assert "fltac" not in by_method(found)

@@ -172,7 +172,7 @@ def test_a_skipped_example_is_nobody_s_and_is_not_evaluated(tokenizer: Any, tmp_
     for kind in ("task", "client", "pooled"):
         view = make_view({"t": made}, parts, kind, 0)  # type: ignore[arg-type]
         assert [data.parts[0][1].tolist() for data in view.slots.values()] == [[0, 2]]
-    split = Evaluator(None, view, None)._split(made)  # type: ignore[arg-type]
+    split = Evaluator(None, view, None).split("t")  # type: ignore[arg-type]
     assert sum(len(batch) for batch in split) == 2
     with pytest.raises(DataError, match=r"no response fits .*\n.*max_length"):
         encode(source, tokenizer, max_length=10, cache=tmp_path)

@@ -15,6 +15,7 @@ from fedquilt import assign, local, method, tree
 from fedquilt.assign.features import standardised
 from fedquilt.assign.history import recall
 from fedquilt.engine.batches import assemble
+from fedquilt.errors import CompositionError
 from fedquilt.gate import Gate
 from fedquilt.meter import encoded_size
 from fedquilt.models.fingerprint import Fingerprint, Fisher
@@ -43,7 +44,7 @@ def test_it_is_the_mean_last_hidden_state_of_the_frozen_base(model: str) -> None
     assert found.shape == (5, Fingerprint(base).size)
     assert found.dtype == torch.float32
     for i in range(5):  # alone, so without padding
-        alone = assemble([(task, 0, i)], 0)
+        alone = assemble([(task, 0, i)], 0) if base.head else assemble([(task, 0, i)], 0).prompts()
         if alone.pixels is not None:
             assert torch.allclose(Fingerprint(base)(alone)[0], found[i], atol=1e-6)
             continue
@@ -89,13 +90,28 @@ def test_fisher_is_the_log_mean_square_of_batch_gradients(model: str) -> None:
     assert float(found.std()) > 0.1
 
 
+def test_fisher_needs_an_adapter_beside_the_head() -> None:
+    for more in ({"head_features": True}, {"adapter": "head"}, {"adapter": "head", "head_features": True}):
+        with pytest.raises(CompositionError):
+            outcome(method={"features": "fisher", **more})
+
+
+def test_fisher_of_a_cut_batch_is_that_of_the_whole() -> None:
+    config = tiny_config("fltac", method={"lr": 0.1, "steps": 1}, adapter={"rank": 2})
+    built = assemble_run(config, tiny_base(config), tiny_tasks(), tiny_partition())
+    batch = assemble([(built.tasks["colour"], 0, i) for i in range(7)], 0)
+    found = [Fisher(built.network, built.adapter.spec, budget).of([batch], built.adapter.init) for budget in (None, 6, 20)]
+    assert all(torch.allclose(found[0], other, atol=1e-5) for other in found[1:])
+
+
 def test_no_gradient_is_no_description() -> None:
     class Flat:
         def losses(self, stack: Any, batch: Any) -> torch.Tensor:
             return (stack["enc.0.q/lora_B"] * 0.0).sum((1, 2))
 
     start = {leaf.name: torch.ones(leaf.shape, dtype=leaf.dtype) for leaf in SPEC.leaves}
-    found = Fisher(Flat(), SPEC).of([None, None], start)  # type: ignore[arg-type, list-item]
+    batch = assemble([(tiny_tasks()["colour"], 0, 0)], 0)
+    found = Fisher(Flat(), SPEC).of([batch, batch], start)  # type: ignore[arg-type]
     assert found.shape == (2 * 4 * 2,)
     assert not bool(found.any())
 

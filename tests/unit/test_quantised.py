@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fedquilt.adapters.lora import lora
+from fedquilt.adapters.whole import full
 from fedquilt.errors import ModelError
 from fedquilt.models import quantised
 from fedquilt.models.loading import Base, ModelConfig, load
@@ -96,6 +97,25 @@ def test_eight_bits_are_close_to_the_model(folders: dict[str, str], kind: str) -
             hidden.append(base.model.base_model(**inputs).last_hidden_state)
     error = float((hidden[1] - hidden[0]).norm() / hidden[0].norm())
     assert 0 < error < 0.05
+
+
+def test_eight_bits_train_on_both_ways(folders: dict[str, str]) -> None:
+    """Activations are rounded too, and which columns are treated apart depends on the rows of a pass."""
+    base = loaded(folders, "bert", "8bit")
+    adapter = lora(base, seed=0, rank=2)
+    fast, slow = (
+        test_models.outcome(network(base, adapter, packed=packed), stack_of(adapter, 2), test_models.batch_of(6, 2))
+        for packed in (True, False)
+    )
+    for key, x in slow.items():
+        torch.testing.assert_close(fast[key], x, rtol=0, atol=0.05 * float(x.abs().max()) + 1e-3)
+    assert all(float(slow[name].abs().max()) > 0 for name in adapter.spec.names("lora_A", "lora_B"))
+
+
+def test_the_weights_of_the_base_cannot_train(folders: dict[str, str]) -> None:
+    for bits in ("8bit", "4bit"):
+        with pytest.raises(ModelError, match="cannot be trained"):
+            full(loaded(folders, "bert", bits), seed=0)
 
 
 def test_the_fingerprint_tells_them_apart(folders: dict[str, str]) -> None:

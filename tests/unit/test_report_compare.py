@@ -121,7 +121,7 @@ def test_in_the_circle_better_is_further_out() -> None:
     scores = {"one": [1.0, 2.0, 3.0], "two": [2.0, None, 4.0]}
     ranges = {}
     for lower in (False, True):
-        picture = radar.panel(["a", "b", "c"], scores, "", lower=lower).picture
+        picture = radar.panel(["a", "b", "c"], scores, "", {lower}).picture
         assert picture is not None
         ranges[lower] = picture.plot["layout"]["polar"]["radialaxis"]["range"]
         PlotlyFigure(picture.plot)
@@ -135,5 +135,6 @@ def test_in_the_circle_better_is_further_out() -> None:
 
 
 def test_two_tasks_make_no_circle() -> None:
-    assert "needs 3 tasks" in radar.panel(["a", "b"], {"one": [1.0, 2.0]}, "", lower=False).text
-    assert radar.panel(["a", "b", "c"], {"one": [None] * 3}, "", lower=False).picture is None
+    assert "needs 3 tasks" in radar.panel(["a", "b"], {"one": [1.0, 2.0]}, "", {False}).text
+    assert radar.panel(["a", "b", "c"], {"one": [None] * 3}, "", {False}).picture is None
+    assert "no one way" in radar.panel(["a", "b", "c"], {"one": [1.0] * 3}, "", {False, True}).text

@@ -15,7 +15,7 @@ from fedquilt import tree
 from fedquilt.data.metrics import metric
 from fedquilt.engine.batches import assemble
 from fedquilt.models.fingerprint import Fingerprint
-from fedquilt.runs.router import Router, evaluate, question, router_of
+from fedquilt.runs.router import Router, evaluate, router_of
 from fedquilt.testing import Outcome, run_tiny, tiny_config, tiny_tasks
 from fedquilt.types import Slot
 
@@ -75,7 +75,7 @@ def test_told_is_the_evaluator_s_own_figure_and_routed_is_example_by_example() -
 def test_a_language_model_s_input_is_routed_by_its_prompt_alone() -> None:
     task = tiny_tasks(0, "generation")["colour"]
     batch = assemble([(task, 0, i) for i in range(4)], 0)
-    asked = question(batch)
+    asked = batch.prompts()
     begins = torch.cumsum(batch.lengths, 0) - batch.lengths
     for i, begin in enumerate(begins.tolist()):
         answer = int((batch.types[begin : begin + int(batch.lengths[i])] == 0).sum())
@@ -85,9 +85,6 @@ def test_a_language_model_s_input_is_routed_by_its_prompt_alone() -> None:
     found = outcome("generation")
     record = evaluate(found.built, found.hub, router(found))
     assert all(set(entry["routed"]) == set(entry["told"]) == {"loss", "perplexity"} for entry in record.values())
-    texts = tiny_tasks()["colour"]
-    pair = assemble([(texts, 0, i) for i in range(4)], 0)
-    assert question(pair) is pair, "segments of a pair of texts are no responses"
 
 
 def test_the_command_and_what_is_exported(tmp_path: Path) -> None:
@@ -108,6 +105,9 @@ def test_the_command_and_what_is_exported(tmp_path: Path) -> None:
 def test_what_cannot_be_routed_is_refused(tmp_path: Path) -> None:
     assert fedquilt("run", write_config(tmp_path / "a", "fedit"), "--dir", tmp_path / "a").code == 0
     assert "no fingerprints" in fedquilt("route", tmp_path / "a").complaint(2)
+    whole = write_config(tmp_path / "c", "fltac", method={**METHOD, "adapter": "full"}, adapter={"rank": None})
+    assert fedquilt("run", whole, "--dir", tmp_path / "c").code == 0
+    assert "whole model" in fedquilt("route", tmp_path / "c").complaint(2)
     private = write_config(tmp_path / "b", "fltac", method=METHOD, adapter={"head": "private"})
     assert fedquilt("run", private, "--dir", tmp_path / "b").code == 0
     assert "whole adapters" in fedquilt("route", tmp_path / "b").complaint(2)

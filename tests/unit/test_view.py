@@ -40,8 +40,19 @@ def test_slots_of_one_task_are_clustered_together_only_without_the_constraint() 
     assert len(mixed.built.view.slots) == 4, "a method with one adapter per client has one slot per client"
 
 
-def test_the_constraint_says_why_it_cannot_hold(tmp_path: Path) -> None:
-    path = write_config(tmp_path, "fltac")
-    said = fedquilt("run", path, "--set", "partition.slots_per_task=2", "--dir", tmp_path / "run").complaint(2)
-    assert "slots for 3 clusters" in said
-    assert "method.constraint to 'none'" in said
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("partition.slots_per_task=2", "the places of one task could never come together"),
+        ("method.tasks=1", "a client has 3 slots for 1 clusters"),
+        ("method.tasks=2", "a client has 3 slots for 2 clusters"),
+    ],
+)
+def test_a_constraint_that_cannot_hold_is_refused_before_training(tmp_path: Path, change: str, message: str) -> None:
+    """Also where only a late task makes it impossible."""
+    path = write_config(tmp_path, "fltac", rounds=3)
+    late = ("--set", "tasks.0.first_round=3")
+    said = fedquilt("run", path, "--set", change, *(late if "tasks=2" in change else ()), "--dir", tmp_path / "run").complaint(2)
+    assert message in said
+    assert "method.constraint" in said
+    assert not (tmp_path / "run" / "hub.json").exists()

@@ -25,7 +25,14 @@ def head(base: Base, *, seed: int, heads: int = 1, head: HeadPolicy = "federated
 
 
 def full(base: Base, *, seed: int, heads: int = 1, head: HeadPolicy = "federated") -> Adapter:
-    """Full fine-tuning: every parameter of the base model is a leaf ``<module path>/<parameter>``."""
+    """Full fine-tuning: every parameter of the base model is a leaf ``<module path>/<parameter>``.
+
+    Raises:
+        ModelError: the base is quantised.
+    """
+    if any(not x.dtype.is_floating_point for x in base.model.parameters()):
+        fix = "leave model.quantization out, or train an adapter"
+        raise ModelError("quantised weights cannot be trained", where="model.quantization", fix=fix)
     leaves, init = [], {}
     for index, (name, tensor) in enumerate(base.model.named_parameters()):
         path, _, parameter = name.rpartition(".")

@@ -67,12 +67,33 @@ class kmeans:
                 where="method.features",
                 fix="use features = 'factors' or a LoRA adapter",
             )
+        if self.features == "fisher" and (self.head or not spec.size() - spec.size("head")):
+            raise CompositionError(
+                "the squared gradients of a head are not looked at",
+                where="method.features",
+                fix="leave method.head_features out, use an adapter beside the head, or other features",
+            )
         if not self.head and not spec.size() - spec.size("head"):
             raise CompositionError(
                 f"the adapter '{spec.family}' is nothing but a head",
                 where="method.adapter",
                 why="the head does not count as a feature here",
                 fix="set head_features = true, or use a LoRA adapter",
+            )
+
+    def check_clients(self, clients: Sequence[int]) -> None:
+        """Whether slots of the ``clients`` (one entry per slot) can all be in different clusters, if they have to.
+
+        Raises:
+            CompositionError: a client has more slots than there are clusters.
+        """
+        most = most_slots(clients)
+        if self.constraint == "cannot-link" and most > self.k:
+            raise CompositionError(
+                f"a client has {most} slots for {self.k} clusters",
+                where="method.tasks",
+                why="slots of one client are different tasks and need different clusters (cannot-link)",
+                fix=f"set method.tasks to {most} or more, or method.constraint to 'none'",
             )
 
     @property
@@ -175,14 +196,6 @@ class kmeans:
     def _run(self, points: Tensor, start: Tensor, clients: list[int], *, known: bool = False) -> Clustering:
         if self.constraint == "none":
             return nearest(points, start) if known else plain(points, start)
-        most = most_slots(clients)
-        if most > start.shape[0]:
-            raise CompositionError(
-                f"a client has {most} slots for {self.k} clusters",
-                where="method.tasks",
-                why="slots of one client are different tasks and need different clusters (cannot-link)",
-                fix=f"set method.tasks to {most} or more, or method.constraint to 'none'",
-            )
         return constrained(points, start, clients)
 
     def _rows(self, labels: Tensor, items: Stack, hub: Hub) -> Tensor:

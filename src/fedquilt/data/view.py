@@ -41,7 +41,7 @@ class View:
     """All data of a federation, client by client.
 
     ``slots``: with everything that they will ever hold; ``arrives``: the round from which on clients have the data of a task (1 if
-    it is not there). ``number``: a round.
+    it is not there). ``number``: a round; 0, before the first one, is like 1.
     """
 
     tasks: Mapping[str, Task]
@@ -51,7 +51,7 @@ class View:
     def data(self, slot: Slot, number: int) -> SlotData:
         """What a slot holds in a round; nothing before its first task is there."""
         parts = self.slots[slot].parts
-        here = tuple((name, index) for name, index in parts if self.arrives.get(name, 1) <= number)
+        here = tuple((name, index) for name, index in parts if self.arrives.get(name, 1) <= max(1, number))
         return self.slots[slot] if len(here) == len(parts) else SlotData(here)
 
     def roster(self, number: int) -> dict[int, int]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedquilt import tree
 from fedquilt.engine.base import InProcess, Trained, Work, starts
+from fedquilt.models.loss import cut
 from fedquilt.types import Batch, Stack
 
 # Tokens in one forward/backward. On CPUs 2k to 7k are within a few per cent of one another; memory grows with it
@@ -98,12 +99,9 @@ class VectorisedEngine(InProcess):
         slots = torch.tensor([slot for slot, _ in bundle])
         whole = Batch.cat([replace(batch, owner=torch.full_like(batch.owner, g)) for g, (_, batch) in enumerate(bundle)])
         # A model that runs one adapter at a time may have masks shared by a batch (DeBERTa): never cut it.
-        if self.one_by_one or len(bundle) > 1 or int(whole.lengths.sum()) <= self.token_budget:
+        if self.one_by_one or len(bundle) > 1:
             return [Piece(slots, whole, torch.ones(len(bundle)))]
-        order = torch.sort(whole.lengths, stable=True).indices
-        part = (torch.cumsum(whole.lengths[order], 0) - 1) // self.token_budget
-        cuts = [order[part == p] for p in torch.unique(part).tolist()]
-        return [Piece(slots, whole.pick(cut), torch.tensor([len(cut) / len(whole)])) for cut in cuts]
+        return [Piece(slots, piece, torch.tensor([len(piece) / len(whole)])) for piece in cut(whole, self.token_budget)]
 
 
 def _own(stack: Stack, g: int) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedquilt.models import vision
 from fedquilt.models.loading import Base
+from fedquilt.models.loss import cut
 from fedquilt.models.network import Network
 from fedquilt.models.padded import pad
 from fedquilt.types import Batch, Spec, State
@@ -68,16 +69,19 @@ class Fingerprint:
         return hidden, torch.ones(hidden.shape[:2], dtype=torch.bool)
 
     def _texts(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        if not self.base.head:  # of a language model's rows the prompts: an answer is not there yet when one is to be routed
+            batch = batch.prompts()
         ids, types, present = pad(batch, self.pad)
         inputs = {"input_ids": ids, "attention_mask": present.long()}
-        if self.base.head:  # the types of a language model's tokens say which are the response: not for the model
+        if self.base.head:
             most = int(getattr(self.base.model.config, "type_vocab_size", 1))
             inputs["token_type_ids"] = types.clamp(max=max(most, 1) - 1)
         return self.base.model.base_model(**inputs).last_hidden_state, present
 
 
 class Fisher:
-    """Logarithm of the mean squared batch gradient of every number in the factors that start at zero, at the common start.
+    """Logarithm of the mean squared batch gradient of every number in LoRA's B (without factors: of every weight but the head's),
+    at the common start. Gradients are those of training: of its batches, dropout included.
 
     The diagonal of an empirical Fisher matrix as a description of a task: task2vec (Achille et al. 2019, arXiv 1902.03545), which
     takes it in a trained probe and per filter. ``start`` is never trained here, gradients are those of batches, and their level
@@ -86,8 +90,9 @@ class Fisher:
 
     examples = 256
 
-    def __init__(self, network: Network, spec: Spec) -> None:
-        self.network, self.spec = network, spec
+    def __init__(self, network: Network, spec: Spec, budget: int | None = None) -> None:
+        """``budget``: tokens of one pass at most, where a batch may be cut by rows."""
+        self.network, self.spec, self.budget = network, spec, budget
         head = spec.names("head")
         self.names = spec.names("lora_B") or tuple(name for name in spec.names() if name not in head)
 
@@ -100,13 +105,17 @@ class Fisher:
         """``[size]``, leaves in the order of their names; zeros where there is no gradient at all."""
         squares, count = torch.zeros(self.size, dtype=torch.float64), 0
         for batch in batches:
-            leaves = {key: start[key][None].detach().requires_grad_() for key in self.names}
-            loss = self.network.losses({**{key: x[None] for key, x in start.items()}, **leaves}, batch)
-            grads = torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
-            squares += torch.cat([grad.flatten() for grad in grads]).double().square()
+            grads = sum(self._gradient(start, piece) * (len(piece) / len(batch)) for piece in cut(batch, self.budget))
+            squares += torch.as_tensor(grads).square()
             count += 1
         largest = squares.max()
         if not largest > 0:
             return squares.float()
         logs = (squares / count + TINY * largest / count).log()
         return (logs - logs.mean()).float()
+
+    def _gradient(self, start: State, batch: Batch) -> Tensor:
+        leaves = {key: start[key][None].detach().requires_grad_() for key in self.names}
+        loss = self.network.losses({**{key: x[None] for key, x in start.items()}, **leaves}, batch)
+        grads = torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
+        return torch.cat([grad.flatten() for grad in grads]).double()

@@ -15,8 +15,8 @@ Call = Callable[..., Any]  # a transformers model's forward with keyword argumen
 
 def prompts_of(batch: Batch) -> list[Tensor]:
     """The tokens of every row before its first response token."""
-    rows = zip(batch.tokens.split(batch.lengths.tolist()), batch.types.split(batch.lengths.tolist()), strict=True)
-    return [tokens[types == 0] for tokens, types in rows]
+    asked = batch.prompts()
+    return list(asked.tokens.split(asked.lengths.tolist()))
 
 
 @torch.no_grad()

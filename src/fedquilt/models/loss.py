@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedquilt.types import Batch
+
 
 def row_losses(logits: Tensor, labels: Tensor, classes: Tensor) -> Tensor:
     """Loss of every row ``[n]`` from ``logits [n, C]``.
@@ -28,3 +30,15 @@ def slot_means(rows: Tensor, owner: Tensor, slots: int) -> Tensor:
     """Mean of ``rows [n]`` per owner: ``[slots]`` (0 for an owner without rows)."""
     count = torch.bincount(owner, minlength=slots).clamp(min=1)
     return torch.zeros(slots, dtype=rows.dtype).index_add(0, owner, rows) / count
+
+
+def cut(batch: Batch, budget: int | None) -> list[Batch]:
+    """Rows of similar length together, about ``budget`` tokens at a time; the batch itself where it fits (None: always).
+
+    The mean loss of the batch is the sum of the pieces' means, each times its share of the rows.
+    """
+    if budget is None or int(batch.lengths.sum()) <= budget:
+        return [batch]
+    order = torch.sort(batch.lengths, stable=True).indices
+    part = (torch.cumsum(batch.lengths[order], 0) - 1) // budget
+    return [batch.pick(order[part == p]) for p in torch.unique(part).tolist()]

@@ -45,11 +45,17 @@ def load_options(config: ModelConfig) -> dict[str, Any]:
 
 
 def settle(model: nn.Module) -> None:
-    """Keep the 4-bit weights as they were loaded: on some processors bitsandbytes repacks them in a pass without gradients, for a
-    product that has none and that only some sizes fit."""
+    """Make passes leave the quantised maps as they are, whoever shares their weights.
+
+    In the first pass over an 8-bit map bitsandbytes moves the weight's scales into the module, where another module with the same
+    weight does not find them; in a pass without gradients it repacks 4-bit weights on some processors, for a product that has no
+    gradient and that only some sizes fit.
+    """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]  # a plain attribute
+        if hasattr(module, "init_8bit_state") and getattr(module.weight, "CB", None) is not None:
+            module.init_8bit_state()  # type: ignore[operator]
 
 
 def refuse_random(config: ModelConfig) -> None:

@@ -86,8 +86,8 @@ def compare_panels(runs: Sequence[RunData]) -> tuple[Panel, ...]:
     )
     tasks, found = _task_scores(groups)
     middles = {label: [None if cell is None else _mean(cell) for cell in cells] for label, cells in found.items()}
-    lower = any(run.primary(task) in LOWER_IS_BETTER for run in runs for task in run.tasks)
-    circle = radar.panel(tasks, middles, _label(runs), lower=lower)
+    ways = {run.primary(task) in LOWER_IS_BETTER for run in runs for task in run.tasks}
+    circle = radar.panel(tasks, middles, _label(runs), ways)
     return (results, costs, scores, _against_bytes(groups, runs), _per_task(tasks, found, runs), circle, clusters)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from fedquilt.report import palette
@@ -18,13 +18,15 @@ FEWEST = 3  # spokes: two are a line
 Scores = Mapping[str, Sequence[float | None]]  # run -> one score per task
 
 
-def panel(tasks: Sequence[str], scores: Scores, label: str, *, lower: bool) -> Panel:
-    """Better is always further out. ``label``: what the scores are; ``lower``: whether less of it is better."""
+def panel(tasks: Sequence[str], scores: Scores, label: str, ways: Set[bool]) -> Panel:
+    """Better is always further out. ``label``: what the scores are; ``ways``: for which of them less is better (True) or more."""
     known = [value for values in scores.values() for value in values if value is not None]
     if len(tasks) < FEWEST or not known:
         why = f"A circle needs {FEWEST} tasks." if known else "Nothing has been evaluated yet."
         return Panel(SLUG, TITLE, why)
-    inner, outer = _span(known, lower)
+    if len(ways) > 1:
+        return Panel(SLUG, TITLE, f"There is no one way out: {label}.")
+    inner, outer = _span(known, lower=True in ways)
     text = f"The last evaluation, {label}. Further out is better; the axis begins at {show(inner)}, not at zero."
     radial: dict[str, Any] = {"range": [inner, outer], "gridcolor": palette.GRID, "linecolor": palette.MUTED, "angle": 90}
     polar = {
@@ -40,7 +42,7 @@ def panel(tasks: Sequence[str], scores: Scores, label: str, *, lower: bool) -> P
     return Panel(SLUG, TITLE, text, Table(("run", *tasks), rows), picture)
 
 
-def _span(known: Sequence[float], lower: bool) -> tuple[float, float]:
+def _span(known: Sequence[float], *, lower: bool) -> tuple[float, float]:
     """The axis from its centre outwards, a tenth wider than the scores."""
     low, high = min(known), max(known)
     room = 0.1 * (high - low) or 0.1 * abs(high) or 1.0

@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 
 from fedquilt.adapters.base import Adapter
+from fedquilt.assign import kmeans
 from fedquilt.data.encode import Task, encode
 from fedquilt.data.files import default_cache
 from fedquilt.data.images import encode_images
@@ -160,16 +161,19 @@ def assemble(config: RunConfig, base: Base, tasks: Mapping[str, Task], parts: Pa
     adapter = make_adapter(config, method, base, len(tasks))
     program = compose(method, adapter.spec)
     view = make_view(tasks, parts, method.slots, config.seed, config.arrivals(), config.partition.slots_per_task)
-    check_rows(method, view)
+    check_rows(method, view, config.partition.slots_per_task)
     engine_class: Any = registry.load("fedquilt.engines", config.engine)
     runner = network(base, adapter, packed=engine_class.packed)
-    looks: dict[str, Callable[[], Look]] = {"states": lambda: Fingerprint(base), "fisher": lambda: Fisher(runner, adapter.spec)}
+    batched, budget = batches_adapters(base, adapter), TOKEN_BUDGET if base.head else token_budget(base.model, TOKEN_BUDGET)
+    looks: dict[str, Callable[[], Look]] = {
+        "states": lambda: Fingerprint(base),
+        # A model that runs one adapter at a time may have masks shared by a batch (DeBERTa): never cut it.
+        "fisher": lambda: Fisher(runner, adapter.spec, budget if batched else None),
+    }
     look = looks[program.client.fingerprint]() if program.client.fingerprint else None
     options: dict[str, Any] = {"cohort": config.cohort, "tick": tick, "fingerprint": look}
     if engine_class.packed:
-        options["one_by_one"] = not batches_adapters(base, adapter)
-        if not base.head:
-            options["token_budget"] = token_budget(base.model, TOKEN_BUDGET)
+        options |= {"one_by_one": not batched, "token_budget": budget}
     engine = engine_class(view, adapter.spec, program.client, runner, config.seed, **options)
     texts = None
     if not base.head:
@@ -178,12 +182,22 @@ def assemble(config: RunConfig, base: Base, tasks: Mapping[str, Task], parts: Pa
     return Built(config, base, adapter, method, program, tasks, parts, view, runner, engine, evaluator)
 
 
-def check_rows(method: Method, view: View) -> None:
-    """A clustering method cannot have more clusters than slots.
+def check_rows(method: Method, view: View, slots_per_task: int = 1) -> None:
+    """Clusters and slots must fit: now, not when a late task arrives.
 
     Raises:
-        ConfigError: it has.
+        ConfigError: more clusters than slots, or a constraint that would part the places of one task.
+        CompositionError: slots of one client cannot all be in different clusters.
     """
+    if isinstance(method.assign, kmeans):
+        if method.assign.constraint == "cannot-link" and slots_per_task > 1:
+            raise ConfigError(
+                f"{slots_per_task} slots per task, and slots of one client never share a cluster",
+                where="partition.slots_per_task",
+                why="the places of one task could never come together",
+                fix="set method.constraint = 'none'",
+            )
+        method.assign.check_clients([slot.client for slot in view.slots])
     clusters = method.assign.rows - 1
     if clusters > len(view.slots):
         raise ConfigError(

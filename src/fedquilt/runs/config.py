@@ -74,8 +74,8 @@ class RunConfig(BaseModel):
         return tomli_w.dumps(json.loads(self.model_dump_json(exclude_none=True)))
 
     def digest(self) -> str:
-        """blake2b of the canonical form: what a resume compares."""
-        return hashlib.blake2b(self.model_dump_json().encode(), digest_size=16).hexdigest()
+        """blake2b of all that is not the default: what a resume compares. A key that a later version adds changes nothing."""
+        return hashlib.blake2b(self.model_dump_json(exclude_defaults=True).encode(), digest_size=16).hexdigest()
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:

@@ -145,7 +145,7 @@ def _line(name: str, config: RunConfig, shape: Shape, use: Use, classes: int) ->
     spec = make_adapter(config, method, base, tasks).spec
     client, now = compose(method, spec).client, Round(1, config.seed)
     trained = [leaf for leaf in spec.leaves if leaf.name in client.train(now)]
-    held = tasks if method.slots in ("task", "pooled-task") else 1
+    held = {"task": tasks * config.partition.slots_per_task, "pooled-task": tasks}.get(method.slots, 1)
     head = sum(leaf.size for leaf in trained if leaf.role == "head")
     sent = held * message_size(spec, client, now)
     counted = name == "full" or spec.family == "lora"

@@ -34,7 +34,7 @@ def export_bank(built: Built, hub: Hub, out: Path) -> list[Path]:
     else:
         states = {
             f"client-{slot.client:03d}-slot-{slot.number}": built.engine.state_of(slot, tree.row(hub.bank, hub.row_of(slot)))
-            for slot in built.view.slots
+            for slot in built.view.truth(hub.step)
         }
     folders = [write_adapter(built, state, out / name) for name, state in states.items()]
     router = router_of(built, hub)

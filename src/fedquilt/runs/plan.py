@@ -20,7 +20,7 @@ class Plan:
     Attributes:
         rows: one per client: ``{"client", "slots", "<task>": samples...}``.
         parameters: of one adapter: adapter, head, total; all rows of the bank: bank.
-        up, down: bytes per client and round, ``{client: bytes}``, if the client takes part.
+        up, down: bytes per client and round, ``{client: bytes}``, if the client takes part; with all tasks that ever arrive.
         steps: local steps of the whole run (all slots, all rounds, full participation).
         memory: estimated peak bytes.
     """
@@ -80,7 +80,7 @@ def _memory(built: Any, trained: int) -> int:
     Activations: 13 numbers of hidden size per token and layer, measured on a 6 x 384 BERT; an estimate elsewhere.
     """
     model, size = built.base.model, built.base.dtype.itemsize
-    base = sum(p.numel() for p in model.parameters()) * size
+    base = sum(p.numel() * p.element_size() for p in model.parameters())
     longest = built.base.transform.tokens if built.base.transform else built.config.model.max_length
     tokens = getattr(built.engine, "token_budget", 0) or built.method.local.batch * longest
     activations = tokens * 13 * int(model.config.hidden_size) * int(model.config.num_hidden_layers) * size

@@ -38,10 +38,10 @@ class Sketch:
 
 def records(number: int, updates: Updates, hub: Hub, view: View, sketch: Sketch) -> dict[str, list[dict[str, Any]]]:
     """The round's lines of routes.jsonl and points.jsonl, relative to row 0 (the common start, or the one adapter)."""
-    held = {slot: view.data(slot, number) for slot in updates.origin}
+    held = {slot: view.data(slot, number) for slot in sorted(hub.table)}  # who is away may have been moved, too
     routes = [
-        {"client": slot.client, "slot": slot.number, "row": hub.row_of(slot), "tasks": list(data.tasks), "samples": data.samples}
-        for slot, data in held.items()
+        {"client": slot.client, "slot": slot.number, "row": row, "tasks": list(held[slot].tasks), "samples": held[slot].samples}
+        for slot, row in sorted(hub.table.items())
     ]
     out = {"routes.jsonl": [{"round": number, "slots": routes}]}
     if updates.delta:

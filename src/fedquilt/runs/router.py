@@ -16,13 +16,13 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from fedquilt.assign.history import recall
-from fedquilt.errors import CompositionError, ConfigError
+from fedquilt.errors import CompositionError, ConfigError, StateError
 from fedquilt.evaluate import matched_rows
 from fedquilt.models.fingerprint import Fingerprint
 from fedquilt.runs.build import Built
 from fedquilt.runs.reopen import reopen
 from fedquilt.runs.store import write_atomic
-from fedquilt.types import Batch, Hub
+from fedquilt.types import Hub
 
 FILE = "router.safetensors"
 
@@ -61,18 +61,23 @@ def route(run: Path) -> dict[str, Any]:
     the row it was routed to, ``routed``, and by the task's own row, ``told``.
 
     Raises:
-        StateError: nothing committed there.
+        StateError: nothing committed there, or no round has finished.
         ConfigError: the server of this run keeps no fingerprints.
-        CompositionError: its rows are not complete adapters.
+        CompositionError: its rows are not complete adapters, or whole models.
     """
     built, hub = reopen(run)
-    router = router_of(built, hub)
-    if router is None:
+    if built.program.client.fingerprint != "states":
         fix = 'train with method.features = "fingerprint"'
         raise ConfigError("nothing to route by: the server has no fingerprints", where=str(run), fix=fix)
+    router = router_of(built, hub)
+    if router is None:
+        raise StateError("nothing to route by: no round has finished", where=str(run), fix=f"fedquilt resume {run}")
     if not built.bank_is_complete:
         what, why = "a router needs rows that are whole adapters", "some leaves are private to each client"
         raise CompositionError(what, where=str(run), why=why, fix='train with adapter.head = "federated" or "frozen"')
+    if built.adapter.spec.family == "full":
+        what, why = "a router needs adapters that fit into one pass", "every row is a whole model"
+        raise CompositionError(what, where=str(run), why=why, fix="train an adapter, such as lora")
     record = {"tasks": evaluate(built, hub, router), "rows": router.rows.tolist()}
     write_atomic(run / "router.json", json.dumps(record, indent=1).encode())
     return record
@@ -83,20 +88,10 @@ def evaluate(built: Built, hub: Hub, router: Router) -> dict[str, Any]:
     look, found = Fingerprint(built.base), {}
     for name, own in sorted(matched_rows(hub.table, built.view.truth(hub.step)).items()):
         batches = built.evaluator.split(name)
-        owners = [router(look(question(batch))) for batch in batches]
+        owners = [router(look(batch)) for batch in batches]
         scores = {
             way: built.evaluator.score(hub.bank, name, [replace(batch, owner=x) for batch, x in zip(batches, rows, strict=True)])
             for way, rows in (("routed", owners), ("told", [torch.full_like(x, own) for x in owners]))
         }
         found[name] = {"row": own, "right": float((torch.cat(owners) == own).double().mean()), **scores}
     return found
-
-
-def question(batch: Batch) -> Batch:
-    """Prompts without their responses: what there is to route by. Rows of a language model only; others are as they were."""
-    if bool((batch.classes != 0).any()):
-        return batch
-    asked = batch.types == 0
-    row = torch.repeat_interleave(torch.arange(len(batch)), batch.lengths)
-    lengths = torch.zeros_like(batch.lengths).index_add_(0, row, asked.long())
-    return replace(batch, tokens=batch.tokens[asked], types=batch.types[asked], lengths=lengths)
