@@ -196,6 +196,7 @@ class kmeans:
     def _run(self, points: Tensor, start: Tensor, clients: list[int], *, known: bool = False) -> Clustering:
         if self.constraint == "none":
             return nearest(points, start) if known else plain(points, start)
+        self.check_clients(clients)
         return constrained(points, start, clients)
 
     def _rows(self, labels: Tensor, items: Stack, hub: Hub) -> Tensor:
