@@ -56,8 +56,10 @@ def clusters(folder: Path) -> list[float]:
         slots = {Slot(entry["client"], entry["slot"]): entry for entry in line["slots"]}
         score = clustering({slot: entry["row"] for slot, entry in slots.items()}, {slot: e["tasks"] for slot, e in slots.items()})
         found[line["round"]] = score["accuracy"] if score else float("nan")
-    last = max(found, default=0)
-    return [found[max((n for n in found if n <= number), default=min(found))] for number in range(1, last + 1)]
+    scores = [float("nan")]
+    for number in range(1, max(found, default=0) + 1):
+        scores.append(found.get(number, scores[-1]))
+    return scores[1:]
 
 
 def spread(values: list[float], digits: int = 3) -> str:

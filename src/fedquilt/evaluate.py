@@ -56,10 +56,13 @@ class Evaluator:
                     {"client": slot.client, "slot": slot.number, "row": row, "task": name, "metrics": scores, "samples": samples}
                 )
         primary = [self._primary(entry) for entry in slots]
+        tasks = sorted(self.view.tasks)
+        many = tree.length(hub.bank) > 1
+        rows = matched_rows(hub.table, truth) if many else dict.fromkeys(tasks, 0)
         return {
             "slots": slots,
-            "tasks": {name: self._task(name, hub, slots, cache, shared) for name in sorted(self.view.tasks)},
-            "clustering": clustering(hub.table, truth) if tree.length(hub.bank) > 1 else None,
+            "tasks": {name: self._task(name, rows.get(name) if shared else None, hub, slots, cache) for name in tasks},
+            "clustering": clustering(hub.table, truth) if many else None,
             "mean": float(np.mean(primary)),
         }
 
@@ -69,16 +72,15 @@ class Evaluator:
     def _task(
         self,
         name: str,
+        row: int | None,
         hub: Hub,
         slots: Sequence[Mapping[str, Any]],
         cache: dict[tuple[object, str], dict[str, float]],
-        shared: bool,
     ) -> dict[str, Any]:
-        """The global adapter of a task: the row that the Hungarian match of rows and tasks gives it."""
+        """The global adapter of a task: ``row``, which the Hungarian match of rows and tasks gives it; None for none."""
         mine = [self._primary(entry) for entry in slots if entry["task"] == name]
         out: dict[str, Any] = {"row": None, "metrics": None, "slot_mean": float(np.mean(mine)) if mine else None}
-        row = matched_rows(hub.table, self.view.truth(hub.step)).get(name) if tree.length(hub.bank) > 1 else 0
-        if shared and row is not None:
+        if row is not None:
             out |= {"row": row, "metrics": self._scores(cache, ("row", row), tree.row(hub.bank, row), name)}
         return out
 

@@ -132,10 +132,17 @@ class Nowhere:
             self.records.setdefault(name, []).extend(lines)
 
 
-def run_tiny(config: RunConfig, base: Base | None = None) -> Outcome:
-    """Run a tiny configuration in memory: no files, no evaluation."""
+def build_tiny(config: RunConfig, base: Base | None = None) -> Built:
+    """The objects of a tiny configuration, over those of the three tasks that it names."""
     base = base or tiny_base(config)
-    built = assemble(config, base, tiny_tasks(config.seed, config.tasks[0].kind, base.transform), tiny_partition())
+    made, parts = tiny_tasks(config.seed, config.tasks[0].kind, base.transform), tiny_partition().parts
+    names = [task.name for task in config.tasks]
+    return assemble(config, base, {name: made[name] for name in names}, Partition({name: parts[name] for name in names}, "file"))
+
+
+def run_tiny(config: RunConfig, base: Base | None = None, *, rounds: int | None = None) -> Outcome:
+    """Run a tiny configuration in memory, up to ``rounds`` (None: to its end): no files, no evaluation."""
+    built = build_tiny(config, base)
     journal = Nowhere()
     drive = Drive(
         built.program,
@@ -144,7 +151,7 @@ def run_tiny(config: RunConfig, base: Base | None = None) -> Outcome:
         journal,
         Meter(built.adapter.spec),
         config.seed,
-        config.rounds,
+        rounds or config.rounds,
         observe=lambda number, updates, hub: {},
         evaluate=lambda hub, number: None,
         notice=lambda number, summary, evaluation: None,

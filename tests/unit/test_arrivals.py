@@ -12,14 +12,10 @@ from door import committed, fedquilt, journal, result, write_config
 from tiny import tiny_config as file_config
 
 from fedquilt import tree
-from fedquilt.clock import Drive
-from fedquilt.data.partition import Partition
 from fedquilt.data.view import View, make_view
-from fedquilt.meter import Meter
-from fedquilt.runs.build import assemble
 from fedquilt.runs.launch import resume, run
 from fedquilt.runs.progress import Silent
-from fedquilt.testing import SIZES, Nowhere, agree, run_tiny, tiny_base, tiny_config, tiny_partition, tiny_tasks
+from fedquilt.testing import SIZES, agree, run_tiny, tiny_config, tiny_partition, tiny_tasks
 from fedquilt.types import Slot
 
 METHOD = {"lr": 1e-2, "steps": 2, "batch": 4}
@@ -59,15 +55,7 @@ def test_a_mixed_slot_grows() -> None:
 
 def after(rounds: int, found: Any) -> dict[str, torch.Tensor]:
     """What so many rounds of a run with the tasks of its configuration end with: server and clients."""
-    names, parts = [task.name for task in found.tasks], tiny_partition()
-    tasks = {name: task for name, task in tiny_tasks(found.seed).items() if name in names}
-    built = assemble(found, tiny_base(found), tasks, Partition({name: parts.parts[name] for name in names}, "file"))
-    drive = Drive(
-        built.program, built.engine, built.adapter.spec, Nowhere(), Meter(built.adapter.spec), found.seed, rounds,
-        observe=lambda *_: {}, evaluate=lambda *_: None, notice=lambda *_: None,
-    )  # fmt: skip
-    hub = drive.run(built.program.init(built.adapter.init))
-    return {**hub.bank, **built.engine.memory()}
+    return run_tiny(found, rounds=rounds).tensors()
 
 
 @pytest.mark.parametrize(("name", "more"), [("fedit", {}), ("centralised_lora", {"mixed": True})])

@@ -20,9 +20,8 @@ from fedquilt.gate import Gate
 from fedquilt.meter import encoded_size
 from fedquilt.models.fingerprint import Fingerprint, Fisher
 from fedquilt.models.loading import Base
-from fedquilt.runs.build import assemble as assemble_run
 from fedquilt.runs.plan import plan
-from fedquilt.testing import Outcome, run_tiny, tiny_base, tiny_config, tiny_partition, tiny_tasks
+from fedquilt.testing import Outcome, build_tiny, run_tiny, tiny_base, tiny_config, tiny_tasks
 from fedquilt.types import Job, Leaf, Reply, Round, Slot
 
 TWO = federation(*[[0, 1], [1, 0], [0], [1]] * 3)
@@ -71,8 +70,7 @@ def test_fisher_is_the_log_mean_square_of_batch_gradients(model: str) -> None:
     kind = "generation" if model == "llama" else "classification"
     config = tiny_config("fltac", kind, method={"lr": 0.1, "steps": 1, "features": "fisher"}, adapter={"rank": 2},
                          model={"name": f"tiny:{model}", "precision": "float64"}, engine="sequential")  # fmt: skip
-    base = tiny_base(config)
-    built = assemble_run(config, base, tiny_tasks(0, kind, base.transform), tiny_partition())
+    built = build_tiny(config)
     task, start = built.tasks["colour"], built.adapter.init
     batches = [assemble([(task, 0, i) for i in rows], 0) for rows in ((0, 1, 2), (3, 4))]
     found = Fisher(built.network, built.adapter.spec).of(batches, start)
@@ -98,7 +96,7 @@ def test_fisher_needs_an_adapter_beside_the_head() -> None:
 
 def test_fisher_of_a_cut_batch_is_that_of_the_whole() -> None:
     config = tiny_config("fltac", method={"lr": 0.1, "steps": 1}, adapter={"rank": 2})
-    built = assemble_run(config, tiny_base(config), tiny_tasks(), tiny_partition())
+    built = build_tiny(config)
     batch = assemble([(built.tasks["colour"], 0, i) for i in range(7)], 0)
     found = [Fisher(built.network, built.adapter.spec, budget).of([batch], built.adapter.init) for budget in (None, 6, 20)]
     assert all(torch.allclose(found[0], other, atol=1e-5) for other in found[1:])

@@ -30,7 +30,7 @@ def test_the_places_of_a_task_share_its_examples(places: int) -> None:
         assert [data.tasks for data in view.slots.values()] == [data.tasks for data in plain.slots.values()]
 
 
-def test_slots_of_one_task_are_clustered_together_only_without_the_constraint() -> None:
+def test_both_engines_run_several_slots_of_one_task_and_other_methods_have_one() -> None:
     options = {"lr": 1e-2, "steps": 2, "batch": 4, "features": "fingerprint", "constraint": "none"}
     tables = {"method": options, "partition": {"slots_per_task": 2}}
     fast, slow = run_tiny(tiny_config("fltac", **tables)), run_tiny(tiny_config("fltac", engine="sequential", **tables))

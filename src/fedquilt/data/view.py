@@ -40,8 +40,8 @@ class SlotData:
 class View:
     """All data of a federation, client by client.
 
-    ``slots``: with everything that they will ever hold; ``arrives``: the round from which on clients have the data of a task (1 if
-    it is not there). ``number``: a round; 0, before the first one, is like 1.
+    ``slots``: in order, with everything that they will ever hold; ``arrives``: the round from which on clients have the data
+    of a task (1 if it is not there). ``number``: a round; 0, before the first one, is like 1.
     """
 
     tasks: Mapping[str, Task]
@@ -50,17 +50,18 @@ class View:
 
     def data(self, slot: Slot, number: int) -> SlotData:
         """What a slot holds in a round; nothing before its first task is there."""
-        parts = self.slots[slot].parts
-        here = tuple((name, index) for name, index in parts if self.arrives.get(name, 1) <= max(1, number))
-        return self.slots[slot] if len(here) == len(parts) else SlotData(here)
+        whole = self.slots[slot]
+        if all(self.arrives.get(name, 1) <= max(1, number) for name, _ in whole.parts):
+            return whole
+        return SlotData(tuple((name, index) for name, index in whole.parts if self.arrives.get(name, 1) <= max(1, number)))
 
     def roster(self, number: int) -> dict[int, int]:
         """What the server may know: client -> number of slots. Those that are there are 0, 1, ... of their client."""
-        return dict(sorted(Counter(slot.client for slot in self.truth(number)).items()))
+        return dict(Counter(slot.client for slot in self.truth(number)))
 
     def truth(self, number: int) -> dict[Slot, tuple[str, ...]]:
         """Tasks of every slot that is there, for evaluation only."""
-        held = {slot: self.data(slot, number).tasks for slot in sorted(self.slots)}
+        held = {slot: self.data(slot, number).tasks for slot in self.slots}
         return {slot: names for slot, names in held.items() if names}
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from fedquilt.errors import ModelError, did_you_mean
 from fedquilt.models.loading import Base, ModelConfig, finish, locate, reading, tiny_tokenizer, tiny_vocabulary
-from fedquilt.models.quantised import load_options, refuse_random
+from fedquilt.models.quantised import load_options
 from fedquilt.rng import derive
 
 TINY = ("llama", "gpt2")
@@ -30,15 +30,13 @@ def load_causal(config: ModelConfig, *, seed: int, root: Path = Path()) -> Base:
     """
     kind, _, rest = config.name.partition(":")
     if kind == "tiny":
-        refuse_random(config)
         model, tokenizer, source = *_tiny(rest, seed), config.name
     else:
         source = locate(config.name, root)
         model, tokenizer = _pretrained(config, source)
     _check_length(config, model)
     _add_dropout(model, config.dropout)
-    dtype = torch.float64 if config.precision == "float64" else torch.float32
-    finish(model, config, keep=())
+    dtype = finish(model, config, keep=())
     return Base(model, tokenizer, config.name, str(model.config.model_type), (), dtype, source)
 
 

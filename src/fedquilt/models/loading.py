@@ -97,13 +97,14 @@ def load(config: ModelConfig, *, classes: int, seed: int, root: Path = Path()) -
     Raises:
         ModelError: nothing found under the name, or a model without a classification head.
     """
+    kind, _, rest = config.name.partition(":")
+    if kind == "tiny":
+        refuse_random(config)
     if classes == 0:
         from fedquilt.models.causal import load_causal
 
         return load_causal(config, seed=seed, root=root)
-    kind, _, rest = config.name.partition(":")
     if kind == "tiny":
-        refuse_random(config)
         model, tokenizer, transform, source = *_tiny(config, rest, classes, seed), config.name
     else:
         model, tokenizer, transform, source = _pretrained(config, locate(config.name, root), classes)
@@ -111,24 +112,25 @@ def load(config: ModelConfig, *, classes: int, seed: int, root: Path = Path()) -
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = config.dropout
-    dtype = torch.float64 if config.precision == "float64" else torch.float32
     head = tuple(name for name in HEADS if isinstance(getattr(model, name, None), nn.Module))
     if not head:
         raise ModelError(f"model '{config.name}' has no classification head", where="model.name", fix="choose an encoder")
     _fresh_head(model, head, seed)
-    finish(model, config, keep=head)
+    dtype = finish(model, config, keep=head)
     return Base(model, tokenizer, config.name, str(model.config.model_type), head, dtype, source, transform)
 
 
-def finish(model: Any, config: ModelConfig, keep: Sequence[str]) -> None:
-    """Frozen, in evaluation mode and in the wanted precision (but for the modules ``keep``)."""
+def finish(model: Any, config: ModelConfig, keep: Sequence[str]) -> torch.dtype:
+    """Frozen, in evaluation mode and in the wanted precision (but for the modules ``keep``); the dtype of all that is not a map."""
+    dtype = torch.float64 if config.precision == "float64" else torch.float32
     if config.quantization is None:
-        model.to(torch.float64 if config.precision == "float64" else torch.float32)
+        model.to(dtype)
     else:
         settle(model)  # what is quantised cannot be converted, and the rest was loaded in float32
     model.eval().requires_grad_(False)
     if config.precision == "bfloat16":
         halve(model, keep=keep)
+    return dtype
 
 
 def locate(name: str, root: Path) -> str:
@@ -176,19 +178,14 @@ def _pretrained(config: ModelConfig, where: str, classes: int) -> tuple[Any, Any
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
     tokenizer, transform = None, None
+    how = {"revision": config.revision, "num_labels": classes, "attn_implementation": "eager", "ignore_mismatched_sizes": True}
     with reading(config, "classification model", "'asset:minilm', or 'tiny:bert'"):
-        if vision.sees_images(AutoConfig.from_pretrained(where, revision=config.revision).model_type):
-            model, transform = vision.pretrained(config, where, classes)
+        shape = AutoConfig.from_pretrained(where, revision=config.revision)
+        if vision.sees_images(shape.model_type):
+            model, transform = vision.pretrained(config, where, shape, how | load_options(config))
         else:
             tokenizer = AutoTokenizer.from_pretrained(where, revision=config.revision)
-            model = AutoModelForSequenceClassification.from_pretrained(
-                where,
-                revision=config.revision,
-                num_labels=classes,
-                attn_implementation="eager",
-                ignore_mismatched_sizes=True,
-                **load_options(config),
-            )
+            model = AutoModelForSequenceClassification.from_pretrained(where, **how, **load_options(config))
     return model, tokenizer, transform, where
 
 

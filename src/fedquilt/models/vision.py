@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,7 +10,6 @@ from torch import Tensor, nn
 
 from fedquilt.data.transform import Transform
 from fedquilt.errors import ModelError
-from fedquilt.models.quantised import load_options
 from fedquilt.types import Batch
 
 if TYPE_CHECKING:
@@ -125,19 +125,17 @@ def options(model: Any) -> dict[str, Any]:
     return {"interpolate_pos_encoding": True} if model.config.model_type == "vit" else {}
 
 
-def pretrained(config: ModelConfig, where: str, classes: int) -> tuple[Any, Transform]:
-    """The image classifier in a folder or of a hub id, with a head of ``classes`` outputs, and how it sees images."""
-    from transformers import AutoConfig, AutoModelForImageClassification
+def pretrained(config: ModelConfig, where: str, shape: Any, how: Mapping[str, Any]) -> tuple[Any, Transform]:
+    """The image classifier in a folder or of a hub id, and how it sees images.
 
-    check(AutoConfig.from_pretrained(where, revision=config.revision), config.name)
-    model = AutoModelForImageClassification.from_pretrained(
-        where,
-        revision=config.revision,
-        num_labels=classes,
-        attn_implementation="eager",
-        ignore_mismatched_sizes=True,
-        **load_options(config),
-    )
+    Args:
+        shape: its transformers configuration.
+        how: arguments for ``from_pretrained``.
+    """
+    from transformers import AutoModelForImageClassification
+
+    check(shape, config.name)
+    model = AutoModelForImageClassification.from_pretrained(where, **how)
     return with_attention_dropout(model), transform(config, model, processor(where, config.revision))
 
 
