@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,11 @@ def test_scores_stand_over_the_bytes_sent_by_then(data: RunData) -> None:
     assert lines["cola (matthews)"]["x"] == pytest.approx(sent)
     assert lines["mean over slots"]["y"] == [row.mean for row in data.evals]
     assert [row["MB"] for row in rows(panel)] == pytest.approx(sent)
+
+
+def test_the_first_point_is_before_training_only_if_it_is(data: RunData) -> None:
+    assert "before training" in scores.panel(data).text
+    assert "before training" not in scores.panel(replace(data, evals=data.evals[1:])).text
 
 
 def test_boxes_have_numpys_quartiles_in_page_and_table(data: RunData) -> None:

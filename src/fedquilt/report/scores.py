@@ -27,7 +27,8 @@ def panel(run: RunData) -> Panel:
     rows = [(row.round, sent, *(y[place] for y in columns.values())) for place, (row, sent) in enumerate(known)]
     text = (
         "Each line is one task: the mean of its primary metric over the clients' adapters, each measured with the row it was "
-        "routed to. Megabytes are payload, up and down, of all clients together; the first point is before training."
+        "routed to. Megabytes are payload, up and down, of all clients together"
+        + ("; the first point is before training." if known[0][0].round == 0 else ".")
     )
     picture = line_figure(series, x="megabytes sent by all clients, up and down", y=f"primary metric ({run.direction})")
     return Panel(SLUG, TITLE, text, Table(("round", "MB", *columns), tuple(rows)), picture)
