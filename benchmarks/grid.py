@@ -24,7 +24,17 @@ from fedquilt.types import Slot
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FAMILIES = {
-    "glue": ("fltac", "fltac-fingerprint", "fltac-paper", "fedit-r1", "fedit-r5", "fedit-r16", "local", "centralised"),
+    "glue": (
+        "fltac",
+        "fltac-fingerprint",
+        "fltac-fingerprint-long",
+        "fltac-paper",
+        "fedit-r1",
+        "fedit-r5",
+        "fedit-r16",
+        "local",
+        "centralised",
+    ),
     "open": (
         *("plain", "factors", "b-factors", "b-factors-long", "products", "updates", "history", "fisher"),
         *("fingerprint", "fingerprint-plain"),
