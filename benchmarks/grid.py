@@ -26,6 +26,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 FAMILIES = {
     "glue": (
         "fltac",
+        "fltac-fisher",
         "fltac-fingerprint",
         "fltac-fingerprint-long",
         "fltac-paper",
