@@ -15,11 +15,17 @@ from fedquilt.errors import FedquiltError
 if TYPE_CHECKING:
     from fedquilt.method import Method
     from fedquilt.runs.launch import resume, run
+    from fedquilt.runs.saved import load_adapter
 
 __version__ = "0.1.0"
-__all__ = ["FedquiltError", "Method", "__version__", "resume", "run"]
+__all__ = ["FedquiltError", "Method", "__version__", "load_adapter", "resume", "run"]
 
-_LAZY = {"run": "fedquilt.runs.launch", "resume": "fedquilt.runs.launch", "Method": "fedquilt.method"}
+_LAZY = {
+    "run": "fedquilt.runs.launch",
+    "resume": "fedquilt.runs.launch",
+    "load_adapter": "fedquilt.runs.saved",
+    "Method": "fedquilt.method",
+}
 
 
 def __getattr__(name: str) -> Any:

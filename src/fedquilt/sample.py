@@ -45,3 +45,8 @@ class fraction:
         wanted = max(1, math.floor(self.share * len(ordered) + 0.5))
         chosen = torch.randperm(len(ordered), generator=now.generator("sample"))[:wanted].tolist()
         return sorted(ordered[i] for i in chosen)
+
+
+def share(participation: float) -> Sample:
+    """Everyone, or a fraction of the clients in every round."""
+    return everyone() if participation == 1 else fraction(participation)

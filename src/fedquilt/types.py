@@ -38,6 +38,7 @@ class Leaf:
         index: position of its module in the model's order; the two factors of one map share it.
         rank_axis: the axis that has the length of the rank, or None.
         dtype: of the tensor, on the wire too.
+        core: of a tensor train's core its 0-based place and the number of cores; None for other leaves.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Leaf:
     index: int
     rank_axis: int | None = None
     dtype: torch.dtype = torch.float32
+    core: tuple[int, int] | None = None
 
     @property
     def size(self) -> int:

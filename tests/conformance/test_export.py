@@ -15,6 +15,7 @@ from exported import adapters
 from tiny import WORDS
 from torch import Tensor
 
+from fedquilt import load_adapter
 from fedquilt.engine.batches import assemble
 from fedquilt.models.loading import ModelConfig, load
 from fedquilt.models.padded import Padded
@@ -41,12 +42,19 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "centralised_lora": ("centralised_lora", {}),
     "head_only": ("head_only", {}),
     "centralised_full": ("centralised_full", {}),
+    "fedtt": ("fedtt", {"adapter": {"rank": 2, "bottleneck": 8}}),
+    "fedit, ia3": ("fedit", {"adapter": {"family": "ia3", "rank": None}}),
+    "fltac, bottlenecks": ("fltac", {"adapter": {"family": "bottleneck", "bottleneck": 4, "rank": None}}),
+    "fedit, biases, head per task": ("fedit", {"adapter": {"family": "bitfit", "head": "per-task", "rank": None}}),
+    "fedit, norms": ("fedit", {"adapter": {"family": "layer_norms", "rank": None}}),
+    "fedit, ssf": ("fedit", {"adapter": {"family": "ssf", "rank": None}}),
+    "fedit, last layers": ("fedit", {"adapter": {"family": "last_layers", "rank": None}}),
     "centralised_full, mixed, head per task": ("centralised_full", {"method": {"mixed": True}, "adapter": {"head": "per-task"}}),
 }
 BERT = [pytest.param(name, "tiny:bert", id=name) for name in CASES]
 OTHERS = [
     pytest.param(name, model, id=f"{name}-{model}", marks=() if name == "fltac" else pytest.mark.slow)
-    for name in ("fltac", "fedit, head per task", "head_only", "centralised_full")
+    for name in ("fltac", "fedit, head per task", "head_only", "centralised_full", "fedtt", "fedit, ia3", "fedit, ssf")
     for model in ("tiny:roberta", "tiny:deberta", "tiny:deberta-v2")
 ]
 
@@ -67,9 +75,11 @@ def opened(folder: Path, base: Path) -> Any:
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification
 
-    if not (folder / "adapter_config.json").exists():
+    if (folder / "config.json").exists():
         return AutoModelForSequenceClassification.from_pretrained(folder).eval()
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
+    if (folder / "fedquilt_adapter.json").exists():
+        return load_adapter(folder, model).eval()
     return PeftModel.from_pretrained(model, folder).eval()
 
 

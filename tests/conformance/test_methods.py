@@ -22,7 +22,9 @@ from fedquilt.testing import SIZES, Outcome, agree, check_method, run_tiny, tiny
 from fedquilt.types import Job, Round, Stack
 
 METHODS = registry.names("fedquilt.methods")
-ADAPTERS = {"head_only": "head", "centralised_full": "full"}  # all others train LoRA
+TRAINS = {"rank": 2, "bottleneck": 8}
+# Options of what a method trains; without an entry it is LoRA.
+ADAPTERS: dict[str, dict[str, Any]] = {"head_only": {}, "centralised_full": {}, "fedtt": TRAINS, "fedtt_plus": TRAINS}
 OPTIMISERS: dict[str, dict[str, Any]] = {
     "adamw": {"lr": 1e-2, "steps": 3, "batch": 4, "weight_decay": 0.01},
     "sgd": {"lr": 0.1, "epochs": 2, "batch": 3, "optimiser": "sgd", "momentum": 0.5},  # unequal numbers of steps
@@ -34,7 +36,7 @@ DROPOUT = (0.0, 0.1)
 
 def tables(name: str, *, model: str = "bert", dropout: float = 0.0, precision: str = "float64", **more: Any) -> dict[str, Any]:
     """The tables of a configuration besides [method]."""
-    adapter = {} if name in ADAPTERS else {"rank": 2, "dropout": dropout, "targets": ["q", "v", "down"]}
+    adapter = ADAPTERS.get(name, {"rank": 2, "dropout": dropout, "targets": ["q", "v", "down"]})
     return {"model": {"name": f"tiny:{model}", "dropout": dropout, "precision": precision}, "adapter": adapter, **more}
 
 

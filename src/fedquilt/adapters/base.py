@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from fedquilt.errors import ConfigError, did_you_mean
+from fedquilt.models.inserts import Insert
 from fedquilt.models.loading import Base
 from fedquilt.types import Leaf, Spec, State
 
@@ -24,9 +25,12 @@ class Adapter:
     Attributes:
         spec: leaves and algebra, what the parts and the server see.
         init: the common start of all clients (independent starts cannot be averaged, nor clustered).
-        modules: adapted linear maps in model order; empty for families without any.
+        modules: linear maps with LoRA factors, in model order; empty for other families.
         dropout: probability on the input of the adapter branch.
         heads: heads in one adapter: 1, or the number of tasks under the per-task policy.
+        inserts: what families other than LoRA do at which module.
+        weights: whether leaves other than the head's are parameters of the base model itself: one adapter per pass.
+        options: what the family's builder was called with, for those who build it again.
     """
 
     spec: Spec
@@ -36,10 +40,31 @@ class Adapter:
     dropout: float = 0.0
     heads: int = 1
     roles: tuple[str, ...] = field(default=())
+    inserts: Mapping[str, Insert] = field(default_factory=dict)
+    weights: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def inserted(self) -> frozenset[str]:
+        """Names of the leaves that inserts use."""
+        return frozenset(f"{module}/{part}" for module, insert in self.inserts.items() for part in insert.parts)
 
 
-def head_leaves(base: Base, policy: str, heads: int, first_index: int) -> tuple[list[Leaf], dict[str, Tensor]]:
+class Inserted:
+    """What most inserts are: behind their module, token by token."""
+
+    reads: bool = False
+    per: Literal["token", "row"] = "token"
+
+    def before(self, values: State, x: Tensor) -> Tensor:
+        """What it was."""
+        return x
+
+
+def head_leaves(base: Base, policy: str, heads: int, first_index: int, without: str = "") -> tuple[list[Leaf], dict[str, Tensor]]:
     """Leaves and start of the classification head: ``<module>/head.<parameter>``, with a leading ``[heads]`` axis per task.
+
+    ``without``: a module of the head that an insert replaces.
 
     A causal language model has none: there the default policy says nothing, and any other is refused.
 
@@ -53,6 +78,8 @@ def head_leaves(base: Base, policy: str, heads: int, first_index: int) -> tuple[
         raise ConfigError(what, where="adapter.head", fix="leave adapter.head out")
     leaves, init = [], {}
     for path, parameter, tensor in head_parameters(base):
+        if path == without:
+            continue
         value = tensor.detach().clone()
         if heads > 1:
             value = value.expand(heads, *value.shape).clone()

@@ -1,4 +1,4 @@
-"""Adapters on disk: peft's format for LoRA, a transformers model folder for families that inject nothing."""
+"""Adapters on disk: peft's format for LoRA and IA3, a transformers model folder for families of weights, our own for the others."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from fedquilt.adapters.base import Adapter, head_key
@@ -20,17 +20,25 @@ from fedquilt.models.loading import Base
 from fedquilt.models.padded import peft_config
 from fedquilt.types import State
 
+FORMAT = 1
+OWN_CONFIG, OWN_TENSORS = "fedquilt_adapter.json", "fedquilt_adapter.safetensors"
+
 
 def write(base: Base, adapter: Adapter, state: State, folder: Path, title: str) -> Path:
-    """Write one adapter (with one head) so that plain peft, or plain transformers, opens it with equal logits.
+    """Write one adapter (with one head) so that plain peft or plain transformers opens it with equal logits.
+
+    Families that peft does not know (its registry is closed) are opened by :func:`fedquilt.load_adapter`.
 
     Raises:
         StateError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if adapter.modules:
+    if adapter.modules or adapter.spec.family == "ia3":
         _peft(base, adapter, state, folder)
         _write(folder / "README.md", _card(base, title).encode())
+    elif adapter.inserts:
+        _own(base, adapter, state, folder)
+        _write(folder / "README.md", _own_card(base, title).encode())
     else:
         _transformers(base, state, folder)
         if base.transform is not None:
@@ -43,12 +51,47 @@ def _peft(base: Base, adapter: Adapter, state: State, folder: Path) -> None:
     config.inference_mode, config.base_model_name_or_path = True, base.source
     tensors: dict[str, Tensor] = {}
     for key, tensor in state.items():
-        name = head_key(key) if "/head." in key else f"{key.replace('/', '.')}.weight"
+        name, tensor = (head_key(key), tensor) if "/head." in key else _in_peft(adapter, key, tensor)
         tensors[f"base_model.model.{name}"] = tensor.contiguous()
     # Not save_pretrained: its sets would make the file depend on hash order.
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
     _write(folder / "adapter_config.json", json.dumps(plain, indent=2, sort_keys=True, default=str).encode())
     _write(folder / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
+
+
+def _in_peft(adapter: Adapter, key: str, tensor: Tensor) -> tuple[str, Tensor]:
+    """Name and shape of a leaf there."""
+    module, _, role = key.rpartition("/")
+    if role != "ia3":
+        return f"{module}.{role}.weight", tensor
+    return f"{module}.ia3_l", tensor[None] if adapter.inserts[module].reads else tensor[:, None]
+
+
+def _own(base: Base, adapter: Adapter, state: State, folder: Path) -> None:
+    options = {
+        key: value for key, value in adapter.options.items() if key != "head"
+    }  # the folder holds one head, whatever the policy
+    about = {"format": FORMAT, "family": adapter.spec.family, "options": options, "base": base.source}
+    _write(folder / OWN_CONFIG, json.dumps(about, indent=2, sort_keys=True).encode())
+    _write(folder / OWN_TENSORS, save({key: tensor.contiguous() for key, tensor in sorted(state.items())}))
+
+
+def read_own(folder: Path) -> tuple[str, dict[str, Any], State]:
+    """Family, options and tensors of a folder that :func:`write` made for a family of ours.
+
+    Raises:
+        StateError: no such folder, or one that cannot be read.
+    """
+    try:
+        about = json.loads((folder / OWN_CONFIG).read_text(encoding="utf-8"))
+        tensors = load_file(folder / OWN_TENSORS)
+        family, options, version = str(about["family"]), dict(about["options"]), about["format"]
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        fix = "give the folder of one adapter (row-00); folders with an adapter_config.json are peft's"
+        raise StateError("this is no adapter of fedquilt's own", where=str(folder), why=str(error), fix=fix) from error
+    if version != FORMAT:
+        raise StateError(f"format {version}; this version reads {FORMAT}", where=str(folder / OWN_CONFIG), fix="update fedquilt")
+    return family, options, tensors
 
 
 def _transformers(base: Base, state: State, folder: Path) -> None:
@@ -117,6 +160,27 @@ from PIL import Image, ImageOps
 image = ImageOps.fit(Image.open("FILE").convert("RGB"), ({how.size}, {how.size}), Image.Resampling.BICUBIC)
 pixels = (torch.tensor(np.asarray(image)) / 255 - torch.tensor({list(how.mean)})) / torch.tensor({list(how.std)})
 logits = model(pixel_values=pixels.permute(2, 0, 1)[None].float(){call}).logits
+```
+"""
+
+
+def _own_card(base: Base, title: str) -> str:
+    if base.head:
+        kind = "Sequence" if base.transform is None else "Image"
+        made = f"AutoModelFor{kind}Classification.from_pretrained("
+        made += f'"{base.source}", num_labels={int(base.model.config.num_labels)})'
+    else:
+        kind, made = "", f'AutoModelForCausalLM.from_pretrained("{base.source}")'
+    name = made.partition(".")[0]
+    return f"""# {title}
+
+Trained with fedquilt on `{base.source}`.
+
+```python
+import fedquilt
+from transformers import {name}
+
+model = fedquilt.load_adapter(".", {made})
 ```
 """
 

@@ -1,11 +1,19 @@
-"""Families that inject nothing: the head alone, and full fine-tuning."""
+"""Families that inject nothing: the head alone, all parameters, and those of the last blocks."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field
 
 from fedquilt.adapters.base import Adapter, HeadPolicy, as_dtype, head_leaves
 from fedquilt.errors import ModelError
 from fedquilt.models.loading import Base
 from fedquilt.types import Leaf, Spec
+
+BLOCK = re.compile(r"\.(layer|layers|h)\.(\d+)\.")
 
 
 def head(base: Base, *, seed: int, heads: int = 1, head: HeadPolicy = "federated") -> Adapter:
@@ -30,19 +38,45 @@ def full(base: Base, *, seed: int, heads: int = 1, head: HeadPolicy = "federated
     Raises:
         ModelError: the base is quantised.
     """
+    names = [name for name, _ in base.model.named_parameters() if name.partition(".")[0] not in base.head]
+    return weight_leaves("full", base, names, head, heads)
+
+
+def last_layers(
+    base: Base, *, seed: int, heads: int = 1, layers: Annotated[int, Field(ge=1)] = 1, head: HeadPolicy = "federated"
+) -> Adapter:
+    """All parameters of the last ``layers`` blocks.
+
+    Raises:
+        ModelError: fewer blocks, or none under a known name; a quantised base.
+    """
+    found = [(int(hit[2]), name) for name, _ in base.model.named_parameters() if (hit := BLOCK.search(name))]
+    blocks = 1 + max((number for number, _ in found), default=-1)
+    if blocks < layers:
+        raise ModelError(f"'{base.name}' has {blocks} blocks", where="adapter.layers", fix=f"at most {blocks}")
+    return weight_leaves("last_layers", base, [name for number, name in found if number >= blocks - layers], head, heads)
+
+
+def weight_leaves(family: str, base: Base, names: Sequence[str], head: str, heads: int, role: str = "weight") -> Adapter:
+    """An adapter of parameters of the base model: leaves ``<module path>/<parameter>``.
+
+    Raises:
+        ModelError: the base is quantised.
+    """
     if any(not x.dtype.is_floating_point for x in base.model.parameters()):
         fix = "leave model.quantization out, or train an adapter"
         raise ModelError("quantised weights cannot be trained", where="model.quantization", fix=fix)
+    order = {name: index for index, (name, _) in enumerate(base.model.named_parameters())}
     leaves, init = [], {}
-    for index, (name, tensor) in enumerate(base.model.named_parameters()):
+    for name in names:
+        tensor = base.model.get_parameter(name)
         path, _, parameter = name.rpartition(".")
-        if path.split(".")[0] in base.head:
-            continue
         key = f"{path}/{parameter}"
-        leaves.append(Leaf(key, tuple(tensor.shape), "weight", index, dtype=base.dtype))
+        leaves.append(Leaf(key, tuple(tensor.shape), role, order[name], dtype=base.dtype))
         init[key] = tensor.detach().clone()
-    more, head_init = head_leaves(base, head, heads, len(leaves))
-    return Adapter(Spec("full", (*leaves, *more), head=head), as_dtype(init | head_init, base.dtype), heads=heads)
+    more, start = head_leaves(base, head, heads, len(order))
+    spec = Spec(family, (*leaves, *more), head=head)
+    return Adapter(spec, as_dtype(init | start, base.dtype), heads=heads, weights=True)
 
 
 def weight_key(leaf: str) -> str:

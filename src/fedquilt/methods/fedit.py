@@ -34,5 +34,5 @@ def fedit(
         adapter=adapter,
         slots="client",
         reduce=reduce.mean(weighting),
-        sample=sample.everyone() if participation == 1 else sample.fraction(participation),
+        sample=sample.share(participation),
     )

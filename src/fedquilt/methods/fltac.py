@@ -48,6 +48,6 @@ def fltac(
         slots="task",
         assign=assign.kmeans(tasks, features=features, constraint=constraint, head=head_features, estimate=estimate_tasks),
         reduce=reduce.mean(weighting),
-        sample=sample.everyone() if participation == 1 else sample.fraction(participation),
+        sample=sample.share(participation),
         first_effort=first_effort,
     )

@@ -59,5 +59,5 @@ def packed_form(base: Base) -> type[Packed] | None:
 
 
 def batches_adapters(base: Base, adapter: Adapter) -> bool:
-    """Whether many adapters share one pass of the packed form (full fine-tuning and DeBERTa run one at a time)."""
-    return packed_form(base) is not None and adapter.spec.family != "full"
+    """Whether many adapters share one pass of the packed form (families of weights and DeBERTa run one at a time)."""
+    return packed_form(base) is not None and not adapter.weights

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from fedquilt import tree
 from fedquilt.models.dropout import Masks, SeededDropout, attention_keys, positions, seed_dropout
+from fedquilt.models.inserts import Lane, Owners
 from fedquilt.models.loading import Base
 from fedquilt.models.loss import row_losses, slot_means
 from fedquilt.types import Batch, Stack, State
@@ -61,17 +62,17 @@ class Packed(nn.Module, ABC):
 
     def __init__(self, base: Base, adapter: Adapter) -> None:
         super().__init__()
-        self.masks, self.current = Masks(), Pass(scale=adapter.spec.scale)
-        self.adapter = adapter
+        self.masks, self.current, self.owners = Masks(), Pass(scale=adapter.spec.scale), Owners()
+        self.adapter, self.inserted = adapter, adapter.inserted
         model: Any = _shallow(base.model)
         self.model = model
         config = model.config
         self.attention_heads = int(config.num_attention_heads)
         for name in adapter.modules:
-            parent, _, child = name.rpartition(".")
             dropout = SeededDropout(adapter.dropout, f"{name}.lora_dropout", self.masks, "token")
-            inner = model.get_submodule(name)
-            model.get_submodule(parent)._modules[child] = BankLinear(inner, name, self.current, dropout)
+            _replace(model, name, BankLinear(model.get_submodule(name), name, self.current, dropout))
+        for name, insert in adapter.inserts.items():
+            _replace(model, name, Lane(model.get_submodule(name), name, insert, self.owners))
         seed_dropout(model, self.masks, base.head)
         self.eval()
 
@@ -90,10 +91,10 @@ class Packed(nn.Module, ABC):
     # -- one pass ------------------------------------------------------------------------------------------------------
 
     def _run(self, stack: Stack, batch: Batch, *, train: bool, **options: Any) -> Tensor:
-        if self.adapter.spec.family != "full":
+        if not self.adapter.weights:
             return self.forward(stack, batch, train, **options)
         if tree.length(stack) != 1:
-            raise ValueError("full fine-tuning has one set of weights per pass")
+            raise ValueError("an adapter of weights has a pass of its own")
         values = {f"model.{k.replace('/', '.')}": v[0] for k, v in stack.items() if "/head." not in k}
         logits: Tensor = functional_call(self, values, (stack, batch, train), options)
         return logits
@@ -108,13 +109,14 @@ class Packed(nn.Module, ABC):
         rows = batch.keys if train else None
         token_keys = positions(torch.repeat_interleave(batch.keys, batch.lengths), place) if train else None
         with self.masks.active(rows, token_keys):
-            self._bind(stack, torch.repeat_interleave(batch.owner, batch.lengths))
+            self._bind(stack, torch.repeat_interleave(batch.owner, batch.lengths), batch.owner)
             features = self._encode(batch, place, groups)
             logits = self._classify(stack, features, batch, **options)
         return logits[torch.argsort(order)]
 
-    def _bind(self, stack: Stack, owner: Tensor) -> None:
+    def _bind(self, stack: Stack, owner: Tensor, rows: Tensor | None = None) -> None:
         """Concatenate the factors of all adapters and mark which columns each token owns."""
+        self.owners.set(stack, owner, rows)
         if not self.adapter.modules:
             return
         g, r = tree.length(stack), self.adapter.spec.rank
@@ -125,6 +127,11 @@ class Packed(nn.Module, ABC):
         columns = torch.arange(g).repeat_interleave(r)
         dtype = next(iter(stack.values())).dtype
         self.current.member = None if g == 1 else (owner[:, None] == columns).to(dtype) * self.current.scale
+
+    def _narrow(self, index: Tensor) -> None:
+        """From here on only the tokens ``index`` are computed."""
+        self.current.member = at(self.current.member, index)
+        self.owners.narrow(index)
 
     @abstractmethod
     def _encode(self, batch: Batch, place: Tensor, groups: list[tuple[int, int]]) -> Tensor:
@@ -166,7 +173,7 @@ class Packed(nn.Module, ABC):
 
     def _classify(self, stack: Stack, features: Tensor, batch: Batch) -> Tensor:
         """Each row through the head of its adapter (and task): one small call per head that occurs."""
-        names = [key for key in stack if "/head." in key]
+        names = [key for key in stack if "/head." in key and key not in self.inserted]
         where, out = [], []
         for owner, head in torch.unique(torch.stack([batch.owner, batch.head]), dim=1).T.tolist():
             index = torch.nonzero((batch.owner == owner) & (batch.head == head)).squeeze(1)
@@ -174,7 +181,7 @@ class Packed(nn.Module, ABC):
             if self.adapter.heads > 1:
                 state = {key: tensor[head] for key, tensor in state.items()}
             x = features[index]
-            with self.masks.active(at(self.masks.rows, index), None):
+            with self.masks.active(at(self.masks.rows, index), None), self.owners.single(owner):
                 out.append(self._head(state, x))
             where.append(index)
         return torch.cat(out)[torch.argsort(torch.cat(where))]
@@ -183,6 +190,11 @@ class Packed(nn.Module, ABC):
         """Logits ``[n, C]`` of one head for features ``[n, d]``."""
         logits: Tensor = functional_call(self.model.classifier, dict(state), (features,))
         return logits
+
+
+def _replace(model: nn.Module, name: str, by: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    model.get_submodule(parent)._modules[child] = by
 
 
 def at(tensor: Tensor | None, index: Tensor) -> Tensor | None:

@@ -60,7 +60,7 @@ class PackedBert(Packed):
         """The last layer for first tokens only: keys and values of all tokens, everything else ``[n, d]``."""
         attention = layer.attention.self
         key, value = attention.key(h), attention.value(h)
-        self.current.member = at(self.current.member, first)
+        self._narrow(first)
         h = h.index_select(0, first)
         with self.masks.active(self.masks.rows, at(self.masks.tokens, first)):
             query = attention.query(h)

@@ -55,7 +55,7 @@ class PackedCausal(Packed):
         self._bind(stack, torch.zeros(0, dtype=torch.long))
 
         def call(**inputs: object) -> object:
-            if self.adapter.spec.family != "full":
+            if not self.adapter.weights:
                 return self.model(**inputs)
             values = {key.replace("/", "."): tensor[0] for key, tensor in stack.items()}
             return torch.func.functional_call(self.model, values, (), inputs)
@@ -66,8 +66,8 @@ class PackedCausal(Packed):
         """Summed response losses ``[n]``, or logits ``[n, R, V]``."""
         chosen = torch.nonzero(batch.types).squeeze(1)
         before = chosen - 1  # a row never begins with a response token
+        self._narrow(before)
         hidden, output = self._final(features.index_select(0, before)), self.model.lm_head
-        self.current.member = at(self.current.member, before)
         with self.masks.active(self.masks.rows, at(self.masks.tokens, before)):
             if logits:
                 parts = output(hidden).split(responses(batch).tolist())

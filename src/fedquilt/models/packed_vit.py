@@ -68,7 +68,7 @@ class PackedVit(Packed):
         attention = layer.attention
         x = self._norm(layer, 1)(h)
         k, v = attention.k_proj(x), attention.v_proj(x)
-        self.current.member = at(self.current.member, first)
+        self._narrow(first)
         h, x = h.index_select(0, first), x.index_select(0, first)
         with self.masks.active(self.masks.rows, at(self.masks.tokens, first)):
             context = self._attend(attention, attention.q_proj(x), k, v, groups, first_only=True)

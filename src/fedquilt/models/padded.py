@@ -13,6 +13,7 @@ from torch.func import functional_call
 from fedquilt import tree
 from fedquilt.models import vision
 from fedquilt.models.dropout import Masks, positions, seed_dropout
+from fedquilt.models.inserts import Owners, hook
 from fedquilt.models.loading import Base
 from fedquilt.models.loss import row_losses, slot_means
 from fedquilt.models.roles import transposed
@@ -40,8 +41,12 @@ class Padded:
         self.pad = int(getattr(base.model.config, "pad_token_id", None) or 0)
         self.dtype, self.transform, self.options = base.dtype, base.transform, vision.options(base.model)
         model = copy.deepcopy(base.model)
+        self.owners, self.inserted = Owners(), adapter.inserted
+        for name, insert in adapter.inserts.items():
+            hook(model.get_submodule(name), name, insert, self.owners)
         self.model: nn.Module = _with_lora(model, base, adapter) if adapter.modules else model
-        self.names = {leaf.name: _parameter(leaf.name, leaf.role, base, bool(adapter.modules)) for leaf in adapter.spec.leaves}
+        own = [leaf for leaf in adapter.spec.leaves if leaf.name not in self.inserted]
+        self.names = {leaf.name: _parameter(leaf.name, leaf.role, base, bool(adapter.modules)) for leaf in own}
         seed_dropout(self.model, self.masks, base.head)
         if self.own_mask:
             _seed_attention(self.model)
@@ -70,12 +75,18 @@ class Padded:
     def _forward(self, state: State, head: int, batch: Batch, *, train: bool) -> Tensor:
         inputs = self._texts(batch) if batch.pixels is None else self._images(batch)
         place = torch.arange(int(batch.lengths.max()))
-        values = {self.names[key]: tensor[head] if self.heads > 1 and "/head." in key else tensor for key, tensor in state.items()}
+        values = self._values(state, head)
         rows = batch.keys if train else None
         with self.masks.active(rows, positions(batch.keys[:, None], place[None]) if train else None):
             result = functional_call(self.model, values, (), inputs)
         logits: Tensor = result.logits
         return logits
+
+    def _values(self, state: State, head: int) -> dict[str, Tensor]:
+        """Tensors that take the place of the model's parameters; inserts find theirs in ``owners``."""
+        self.owners.set({key: tensor[None] for key, tensor in state.items()})
+        own = {key: tensor for key, tensor in state.items() if key not in self.inserted}
+        return {self.names[key]: tensor[head] if self.heads > 1 and "/head." in key else tensor for key, tensor in own.items()}
 
     def _texts(self, batch: Batch) -> dict[str, Tensor]:
         ids, types, present = pad(batch, self.pad)
@@ -115,9 +126,17 @@ def _peft_task(base: Base) -> str | None:
 
 
 def peft_config(base: Base, adapter: Adapter) -> Any:
-    """The adapter as peft describes it: of the reference model, and of exported folders."""
-    from peft import LoraConfig
+    """LoRA or IA3 as peft describes it: of the reference model (LoRA), and of exported folders."""
+    from peft import IA3Config, LoraConfig
 
+    if not adapter.modules:
+        return IA3Config(
+            target_modules=list(adapter.inserts),
+            feedforward_modules=[name for name, insert in adapter.inserts.items() if insert.reads],
+            modules_to_save=list(base.head) or None,
+            task_type=_peft_task(base),
+            fan_in_fan_out=any(transposed(base.model.get_submodule(name)) for name in adapter.inserts),
+        )
     return LoraConfig(
         r=adapter.spec.rank,
         lora_alpha=int(adapter.alpha) if float(adapter.alpha).is_integer() else adapter.alpha,

@@ -54,7 +54,7 @@ class PaddedCausal(Padded):
     def generate(self, stack: Stack, batch: Batch, max_new: int) -> list[list[int]]:
         """Greedy continuations of the rows' prompts by one adapter, without the end token."""
         state = tree.row(stack, 0)
-        values = {self.names[key]: tensor for key, tensor in state.items()}
+        values = self._values(state, 0)
 
         def call(**inputs: object) -> object:
             with self.masks.active(None, None):
@@ -83,7 +83,7 @@ class PaddedCausal(Padded):
     def _forward(self, state: State, head: int, batch: Batch, *, train: bool) -> Tensor:
         ids, _, present = pad(batch, self.pad)
         place = torch.arange(ids.shape[1])
-        values = {self.names[key]: tensor for key, tensor in state.items()}
+        values = self._values(state, 0)
         mask = causal_mask(present, self.dtype)
         inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": place.expand_as(ids), "use_cache": False}
         rows = batch.keys if train else None

@@ -85,8 +85,11 @@ def make_method(config: RunConfig, tasks: int) -> Method:
     """The method named in the configuration; ``tasks`` is filled in where the builder wants it and the config is silent."""
     given = {key: value for key, value in config.method.items() if key != "name"}
     builder = registry.load("fedquilt.methods", str(config.method["name"]))
-    if "tasks" in registry.schema(builder).model_fields:
+    known = registry.schema(builder).model_fields
+    if "tasks" in known:
         given.setdefault("tasks", tasks)
+    if "adapter" in known and "family" in config.adapter:
+        given.setdefault("adapter", config.adapter["family"])
     method = builder(**registry.options(builder, given, "method"))
     if not isinstance(method, Method):
         raise ConfigError(f"the method '{config.method['name']}' did not return a Method", why=f"but {type(method).__name__}")
@@ -106,7 +109,7 @@ def make_adapter(config: RunConfig, method: Method, base: Base, tasks: int) -> A
     adapter = builder(base, seed=config.seed, heads=heads, **chosen)
     if not isinstance(adapter, Adapter):
         raise ConfigError(f"the adapter family '{family}' did not return an Adapter", why=f"but {type(adapter).__name__}")
-    return adapter
+    return replace(adapter, options=chosen)
 
 
 def set_threads(config: RunConfig) -> int:

@@ -75,7 +75,7 @@ def route(run: Path) -> dict[str, Any]:
     if not built.bank_is_complete:
         what, why = "a router needs rows that are whole adapters", "some leaves are private to each client"
         raise CompositionError(what, where=str(run), why=why, fix='train with adapter.head = "federated" or "frozen"')
-    if built.adapter.spec.family == "full":
+    if built.adapter.weights:
         what, why = "a router needs adapters that fit into one pass", "every row is a whole model"
         raise CompositionError(what, where=str(run), why=why, fix="train an adapter, such as lora")
     record = {"tasks": evaluate(built, hub, router), "rows": router.rows.tolist()}

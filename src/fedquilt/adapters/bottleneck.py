@@ -1,0 +1,77 @@
+"""Bottleneck adapters: y + W_up act(W_down y + b_down) + b_up behind a block's sub-layers (Houlsby et al. 2019, 1902.00751)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedquilt.adapters.base import Adapter, HeadPolicy, Inserted, as_dtype, head_leaves
+from fedquilt.models.loading import Base
+from fedquilt.models.roles import resolve, sides
+from fedquilt.rng import generator
+from fedquilt.types import Leaf, Spec, State
+
+Activation = Literal["gelu", "relu", "tanh"]
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "tanh": torch.tanh}
+
+
+@dataclass(frozen=True)
+class Bottleneck(Inserted):
+    """The adapter behind one linear map."""
+
+    activation: str
+
+    parts: ClassVar[tuple[str, ...]] = ("down.weight", "down.bias", "up.weight", "up.bias")
+
+    def after(self, values: State, x: Tensor, y: Tensor) -> Tensor:
+        """``[..., d]``, inside the residual branch."""
+        hidden = ACTIVATIONS[self.activation](F.linear(y, values["down.weight"], values["down.bias"]))
+        return y + F.linear(hidden, values["up.weight"], values["up.bias"])
+
+
+def bottleneck(
+    base: Base,
+    *,
+    seed: int,
+    heads: int = 1,
+    bottleneck: Annotated[int, Field(ge=1)] = 64,
+    targets: tuple[str, ...] = ("o", "down"),
+    activation: Activation = "gelu",
+    head: HeadPolicy = "federated",
+) -> Adapter:
+    """Houlsby adapters behind the maps with the given roles (Pfeiffer et al. 2021, arXiv 2005.00247: ``targets = ["down"]``).
+
+    W_down starts uniform in +-1/sqrt(in), as torch's linear maps do, everything else at zero: the adapted model equals the base
+    (Houlsby: N(0, 0.01), nearly). Its layer norms stay frozen here, where Houlsby trains them.
+
+    Raises:
+        ModelError: a role without a matching linear map.
+    """
+    modules = resolve(base.model, base.model_type, targets)
+    leaves: list[Leaf] = []
+    init: dict[str, Tensor] = {}
+    for index, name in enumerate(modules):
+        width, _ = sides(base.model.get_submodule(name))
+        bound = 1 / math.sqrt(width)
+        draw = torch.rand((bottleneck, width), generator=generator(seed, "bottleneck", name), dtype=torch.float64)
+        made = {
+            "down.weight": draw * 2 * bound - bound,
+            "down.bias": torch.zeros(bottleneck),
+            "up.weight": torch.zeros(width, bottleneck),
+            "up.bias": torch.zeros(width),
+        }
+        for part, tensor in made.items():
+            role = "bias" if part.endswith("bias") else part.partition(".")[0]
+            leaves.append(Leaf(f"{name}/{part}", tuple(tensor.shape), role, index, dtype=base.dtype))
+            init[f"{name}/{part}"] = tensor
+    more, head_init = head_leaves(base, head, heads, len(modules))
+    spec = Spec("bottleneck", (*leaves, *more), head=head)
+    inserts = dict.fromkeys(modules, Bottleneck(activation))
+    return Adapter(spec, as_dtype(init | head_init, base.dtype), inserts=inserts, heads=heads, roles=tuple(targets))

@@ -1,0 +1,202 @@
+"""Every adapter family under federation: both engines, by one line of the configuration; and what has to stay frozen does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedquilt import pick, tree
+from fedquilt.adapters.tt.family import tt
+from fedquilt.adapters.tt.maps import dense
+from fedquilt.errors import ConfigError
+from fedquilt.models.loading import ModelConfig
+from fedquilt.models.meta import Use, find_shape, meta_base
+from fedquilt.testing import build_tiny, check_method, run_tiny, tiny_base, tiny_config
+from fedquilt.types import Leaf, Round, Spec
+
+BASE, LARGE, LLAMA = "FacebookAI/roberta-base", "FacebookAI/roberta-large", "meta-llama/Llama-2-7b-hf"
+FAMILIES: dict[str, dict[str, Any]] = {
+    "tt": {"rank": 2, "bottleneck": 8},
+    "bottleneck": {"bottleneck": 4},
+    "ia3": {},
+    "bitfit": {},
+    "layer_norms": {},
+    "ssf": {},
+    "last_layers": {},
+}
+TRAINING: dict[str, Any] = {"lr": 1e-2, "steps": 3, "batch": 4}
+ENCODERS = ("bert", "roberta", "deberta", "deberta-v2", "vit", "dinov2")
+CASES = [
+    pytest.param(method, model, marks=() if model in ("bert", "vit") else pytest.mark.slow)
+    for method in ("fedit", "fltac", "local_only")
+    for model in ENCODERS
+]
+
+
+@pytest.mark.parametrize(("method", "model"), CASES)
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_families_pass_the_check_under_methods(family: str, method: str, model: str) -> None:
+    tables = {"adapter": {"family": family, **FAMILIES[family]}, "model": {"name": f"tiny:{model}", "dropout": 0.1}}
+    tables["model"]["precision"] = "float64"
+    assert len(check_method(method, tables=tables, **TRAINING)) == 7
+
+
+@pytest.mark.parametrize("model", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "bitfit"])
+def test_families_pass_the_check_on_language_models(family: str, model: str) -> None:
+    tables = {"adapter": {"family": family, **FAMILIES[family]}, "model": {"name": f"tiny:{model}", "precision": "float64"}}
+    assert len(check_method("fedit", kind="generation", tables=tables, **TRAINING)) == 7
+
+
+@pytest.mark.parametrize("policy", ["private", "frozen", "per-task"])
+@pytest.mark.parametrize("family", ["tt", "bitfit"])
+def test_head_policies(family: str, policy: str) -> None:
+    dense = {"classifier": "dense"} if (family, policy) == ("tt", "per-task") else {}
+    assert len(
+        check_method("fedit", tables={"adapter": {"family": family, "head": policy, **FAMILIES[family], **dense}}, **TRAINING)
+    )
+
+
+def test_a_family_that_the_method_does_not_train_is_refused() -> None:
+    config = tiny_config("ffa_lora", method=TRAINING, adapter={"family": "tt"})
+    with pytest.raises(ConfigError, match="trains 'lora', the config asks for 'tt'"):
+        build_tiny(config)
+    both = tiny_config("fedit", method={**TRAINING, "adapter": "lora"}, adapter={"family": "tt"})
+    with pytest.raises(ConfigError, match="trains 'lora', the config asks for 'tt'"):
+        build_tiny(both)
+
+
+# ---- what stays frozen (by the bits), over six rounds ---------------------------------------------------------------------
+
+
+def rounds_of(name: str, adapter: Mapping[str, Any], **method: Any) -> list[dict[str, Tensor]]:
+    """The server's adapter before round 1 and after each of six rounds; the base model is checked on the way."""
+    config = tiny_config(name, method={**TRAINING, **method}, adapter=adapter, rounds=6)
+    base = tiny_base(config)
+    before = base.fingerprint
+    out = [dict(build_tiny(config, base).adapter.init)]
+    for number in range(1, 7):
+        out.append(dict(tree.row(run_tiny(config, base, rounds=number).hub.bank, 0)))
+    base._fingerprint = ""
+    assert base.fingerprint == before
+    return out
+
+
+def moved(states: list[dict[str, Tensor]], ending: str) -> list[set[str]]:
+    """Leaves with this ending that changed in rounds 1 to 6."""
+    names = [name for name in states[0] if name.endswith(ending)]
+    return [{name for name in names if not torch.equal(old[name], new[name])} for old, new in pairwise(states)]
+
+
+def test_ffa_never_moves_a() -> None:
+    states = rounds_of("ffa_lora", {"rank": 2})
+    assert moved(states, "lora_A") == [set()] * 6
+    assert all(len(names) == 4 for names in moved(states, "lora_B"))
+    assert all(moved(states, "head.weight"))
+
+
+def test_rolora_moves_one_factor_a_round_b_first() -> None:
+    states = rounds_of("rolora", {"rank": 2})
+    assert [len(names) for names in moved(states, "lora_B")] == [4, 0] * 3
+    assert [len(names) for names in moved(states, "lora_A")] == [0, 4] * 3
+    assert all(moved(states, "head.weight"))
+
+
+def cores_moved(states: list[dict[str, Tensor]]) -> list[set[int]]:
+    """Places of the adapters' cores (four trains of one length) that moved, in every round."""
+    trains = {name.rpartition(".core.")[0] for name in states[0] if ".core." in name}
+    lengths = {sum(name.startswith(f"{train}.core.") for name in states[0]) for train in trains if "/head" not in train}
+    assert lengths == {3}, "the tiny model's trains"
+    by_place = [moved(states, f"core.{place}") for place in range(3)]
+    return [{j for j in range(3) if any("/head" not in name for name in by_place[j][number])} for number in range(6)]
+
+
+def test_fedtt_plus_moves_the_scheduled_cores_only() -> None:
+    adapter = {"rank": 2, "bottleneck": 32}
+    assert cores_moved(rounds_of("fedtt", adapter))[1:] == [{0, 1, 2}] * 5
+    # In round 1 the last core of `up` is zero: nothing before it has a gradient.
+    single = rounds_of("fedtt_plus", adapter, trainable="single")
+    assert cores_moved(single) == [{2}, {1}, {0}] * 2
+    assert all(moved(single, "down.bias")[1:])
+    bare = rounds_of("fedtt_plus", adapter, trainable="single", biases=False)
+    assert moved(bare, "bias") == [set()] * 6
+    assert cores_moved(bare) == [{2}, {1}, {0}] * 2
+
+
+def test_single_cores_average_exactly_and_the_papers_do_not() -> None:
+    """Clients' trains W, averaged, against the train of the averaged cores; from a common start one round earlier."""
+
+    def gap(**method: Any) -> float:
+        adapter = {"rank": 2, "bottleneck": 32, "start": "paper"}
+        config = tiny_config("fedtt_plus", method={**TRAINING, **method}, adapter=adapter, rounds=3)
+        built, start = build_tiny(config), run_tiny(config, rounds=2).hub
+        jobs = built.program.plan(start, built.engine.roster(3), Round(3, config.seed))
+        replies = built.engine.poll(built.engine.submit(jobs, start.bank))
+        row = tree.row(start.bank, 0)
+        ends = [{**row, **{key: row[key] + x for key, x in reply.delta.items()}} for reply in replies]
+        train = next(name.rpartition(".core.")[0] for name in row if "down.core" in name)
+
+        def matrix(state: Mapping[str, Tensor]) -> Tensor:
+            names = sorted(name for name in state if name.startswith(f"{train}.core."))
+            return dense([state[name] for name in names], 16)
+
+        mean = {key: torch.stack([end[key] for end in ends]).mean(0) for key in row}
+        ideal = torch.stack([matrix(end) for end in ends]).mean(0)
+        moved = float((ideal - matrix(row)).norm())
+        assert moved > 1e-3
+        return float((matrix(mean) - ideal).norm()) / moved
+
+    assert gap(trainable="single") < 1e-12
+    assert gap(trainable="paper") > 1e-4
+
+
+# ---- the schedule --------------------------------------------------------------------------------------------------------
+
+
+def spec_of(*lengths: int) -> Spec:
+    leaves = [Leaf(f"m{n}/down.core.{j}", (1,), "core", 0, core=(j, n)) for n in lengths for j in range(n)]
+    return Spec("tt", (*leaves, Leaf("m/down.bias", (1,), "bias", 0), Leaf("c/head.bias", (1,), "head", 0)))
+
+
+def places(part: pick.cores, length: int, rounds: int) -> list[set[int]]:
+    names = [part(spec_of(length), Round(number, 7)) for number in range(1, rounds + 1)]
+    return [{int(name.rpartition(".")[2]) for name in found if ".core." in name} for found in names]
+
+
+def test_the_papers_cores_are_the_ends_and_one_between() -> None:
+    assert places(pick.cores(), 5, 4) == [{0, 1, 4}, {0, 2, 4}, {0, 3, 4}, {0, 1, 4}]
+    assert places(pick.cores(order="fixed"), 5, 2) == [{0, 2, 4}] * 2
+    assert places(pick.cores(), 3, 2) == [{0, 1, 2}] * 2
+    drawn = places(pick.cores(order="random"), 6, 60)
+    assert all({0, 5} < found and len(found) == 3 for found in drawn)
+    assert set.union(*drawn) == set(range(6))
+    assert drawn == places(pick.cores(order="random"), 6, 60)
+
+
+def test_a_single_core_begins_with_the_last() -> None:
+    assert places(pick.cores("single"), 4, 5) == [{3}, {2}, {1}, {0}, {3}]
+    assert places(pick.cores("single", "fixed"), 4, 2) == [{3}] * 2
+    drawn = places(pick.cores("single", "random"), 4, 40)
+    assert drawn[0] == {3}
+    assert set.union(*drawn) == set(range(4))
+
+
+def test_every_length_has_its_own_turn_and_others_train_unless_told() -> None:
+    found = pick.cores()(spec_of(4, 5), Round(3, 0))
+    assert found == ("c/head.bias", "m/down.bias", "m4/down.core.0", "m4/down.core.1", "m4/down.core.3", "m5/down.core.0",
+                     "m5/down.core.3", "m5/down.core.4")  # fmt: skip
+    assert all(".core." in name for name in pick.cores(others=False)(spec_of(4), Round(1, 0)))
+
+
+@pytest.mark.parametrize(("model", "cores"), [(BASE, (13_440, 18_240, 13_440)), (LARGE, (23_040,) * 3), (LLAMA, (44_800,) * 3)])
+def test_numbers_that_travel_per_round(model: str, cores: tuple[int, ...]) -> None:
+    config = ModelConfig(name=model)
+    use: Use = "generation" if model == LLAMA else "text"
+    spec = tt(meta_base(find_shape(config), config, use, 0 if model == LLAMA else 2), seed=0).spec
+    chosen = [set(pick.cores()(spec, Round(number, 0))) for number in (1, 2, 3)]
+    assert tuple(sum(leaf.size for leaf in spec.leaves if leaf.name in names and leaf.role == "core") for names in chosen) == cores
