@@ -46,6 +46,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "fedit, ia3": ("fedit", {"adapter": {"family": "ia3", "rank": None}}),
     "fltac, bottlenecks": ("fltac", {"adapter": {"family": "bottleneck", "bottleneck": 4, "rank": None}}),
     "fedit, biases, head per task": ("fedit", {"adapter": {"family": "bitfit", "head": "per-task", "rank": None}}),
+    "fedit, prompt": ("fedit", {"adapter": {"family": "prompt", "tokens": 3, "rank": None}}),
+    "fedit, p-tuning, head per task": ("fedit", {"adapter": {"family": "p_tuning", "tokens": 3, "head": "per-task", "rank": None}}),
+    "fedit, prefix": ("fedit", {"adapter": {"family": "prefix", "tokens": 3, "rank": None}}),
     "fedit, norms": ("fedit", {"adapter": {"family": "layer_norms", "rank": None}}),
     "fedit, ssf": ("fedit", {"adapter": {"family": "ssf", "rank": None}}),
     "fedit, last layers": ("fedit", {"adapter": {"family": "last_layers", "rank": None}}),
@@ -54,7 +57,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 BERT = [pytest.param(name, "tiny:bert", id=name) for name in CASES]
 OTHERS = [
     pytest.param(name, model, id=f"{name}-{model}", marks=() if name == "fltac" else pytest.mark.slow)
-    for name in ("fltac", "fedit, head per task", "head_only", "centralised_full", "fedtt", "fedit, ia3", "fedit, ssf")
+    for name in (
+        "fltac",
+        "fedit, head per task",
+        "head_only",
+        "centralised_full",
+        "fedtt",
+        "fedit, ia3",
+        "fedit, ssf",
+        "fedit, prompt",
+    )
     for model in ("tiny:roberta", "tiny:deberta", "tiny:deberta-v2")
 ]
 

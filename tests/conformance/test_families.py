@@ -28,18 +28,23 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "layer_norms": {},
     "ssf": {},
     "last_layers": {},
+    "prompt": {"tokens": 3},
+    "p_tuning": {"tokens": 3, "hidden": 5},
+    "prefix": {"tokens": 3},
 }
+WORDS = ("prompt", "p_tuning", "prefix")
 TRAINING: dict[str, Any] = {"lr": 1e-2, "steps": 3, "batch": 4}
 ENCODERS = ("bert", "roberta", "deberta", "deberta-v2", "vit", "dinov2")
 CASES = [
-    pytest.param(method, model, marks=() if model in ("bert", "vit") else pytest.mark.slow)
+    pytest.param(family, method, model, marks=() if model in ("bert", "vit") else pytest.mark.slow)
+    for family in FAMILIES
     for method in ("fedit", "fltac", "local_only")
     for model in ENCODERS
+    if not (family in WORDS and model in ("vit", "dinov2")) and not (family == "prefix" and model.startswith("deberta"))
 ]
 
 
-@pytest.mark.parametrize(("method", "model"), CASES)
-@pytest.mark.parametrize("family", list(FAMILIES))
+@pytest.mark.parametrize(("family", "method", "model"), CASES)
 def test_families_pass_the_check_under_methods(family: str, method: str, model: str) -> None:
     tables = {"adapter": {"family": family, **FAMILIES[family]}, "model": {"name": f"tiny:{model}", "dropout": 0.1}}
     tables["model"]["precision"] = "float64"
@@ -69,6 +74,17 @@ def test_a_family_that_the_method_does_not_train_is_refused() -> None:
     both = tiny_config("fedit", method={**TRAINING, "adapter": "lora"}, adapter={"family": "tt"})
     with pytest.raises(ConfigError, match="trains 'lora', the config asks for 'tt'"):
         build_tiny(both)
+
+
+@pytest.mark.parametrize(("model", "most"), [("bert", 140), ("roberta", 139)])
+def test_virtual_tokens_need_positions(model: str, most: int) -> None:
+    def built(length: int) -> None:
+        tables = {"model": {"name": f"tiny:{model}", "max_length": length}, "adapter": {"family": "prefix", "tokens": 10}}
+        build_tiny(tiny_config("fedit", method=TRAINING, **tables))
+
+    built(most - 10)
+    with pytest.raises(ConfigError, match=f"more than {most} positions"):
+        built(most - 9)
 
 
 # ---- what stays frozen (by the bits), over six rounds ---------------------------------------------------------------------

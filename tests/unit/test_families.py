@@ -17,6 +17,8 @@ from torch.nn import functional as F
 from fedquilt import tree
 from fedquilt.adapters.base import Adapter
 from fedquilt.adapters.bottleneck import bottleneck
+from fedquilt.adapters.lora import lora
+from fedquilt.adapters.prompts import p_tuning, prefix, prompt
 from fedquilt.adapters.tt.family import tt
 from fedquilt.adapters.tt.maps import dense
 from fedquilt.adapters.vectors import bitfit, ia3, layer_norms, ssf
@@ -26,6 +28,7 @@ from fedquilt.models.loading import Base, ModelConfig, load
 from fedquilt.models.meta import Use, find_shape, meta_base
 from fedquilt.models.network import batches_adapters, network
 from fedquilt.models.padded import Padded, additive_mask, pad
+from fedquilt.models.prompts import Prompt
 from fedquilt.runs import registry
 from fedquilt.types import Batch, Leaf, Spec
 
@@ -79,6 +82,14 @@ def test_fedtt_on_large_models() -> None:
         ("lora", {"rank": 1}, 36_864),
         ("lora", {"rank": 8}, 294_912),
         ("tt", {}, 37_440 + 19_968),
+        ("prompt", {"tokens": 10}, 7_680),
+        ("prompt", {"tokens": 20}, 15_360),
+        ("prompt", {"tokens": 100}, 76_800),
+        ("p_tuning", {"tokens": 20}, 229_376),
+        ("p_tuning", {"tokens": 20, "hidden": 768}, 1_787_136),
+        ("prefix", {"tokens": 8}, 147_456),
+        ("prefix", {"tokens": 16}, 294_912),
+        ("prefix", {"tokens": 64}, 1_179_648),
     ],
 )
 def test_families_on_roberta(family: str, options: Mapping[str, Any], size: int) -> None:
@@ -246,6 +257,56 @@ def test_gradients_are_the_same_packed_and_padded(family: str, kind: str, dropou
     assert tree.max_difference(fast, slow) < 1e-11
     still = [name for name in adapter.spec.names() if float(fast[name].abs().max()) == 0]
     assert not still, "every leaf has a gradient"
+
+
+PROMPTS: dict[str, Callable[[Base], Adapter]] = {
+    "prompt": lambda base: prompt(base, seed=0, tokens=3),
+    "p_tuning": lambda base: p_tuning(base, seed=0, tokens=3, hidden=5),
+    "prefix": lambda base: prefix(base, seed=0, tokens=3),
+}
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+@pytest.mark.parametrize("family", list(PROMPTS))
+def test_prompts_are_the_same_packed_and_padded(family: str, kind: str, dropout: float) -> None:
+    base = base_of(kind, dropout)
+    adapter = PROMPTS[family](base)
+    stack, batch = stack_of(adapter, 3), batch_of(11, 3)
+    fast, slow = (outcome(network(base, adapter, packed=packed), stack, batch) for packed in (True, False))
+    assert tree.max_difference(fast, slow) < 1e-11
+    assert all(float(fast[name].abs().max()) > 0 for name in adapter.spec.names()), "every leaf has a gradient"
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", [*PROMPTS, "tt", "bottleneck", "ia3", "ssf", "last_layers"])
+def test_what_is_generated_is_the_same_packed_and_padded_and_depends_on_the_adapter(family: str, kind: str) -> None:
+    base = load(ModelConfig(name=f"tiny:{kind}", precision="float64"), classes=0, seed=0)
+    adapter = (PROMPTS.get(family) or FAMILIES[family][0])(base)
+    batch = batch_of(6, 1)
+    stack = {key: x * (1 + 20 * (family in PROMPTS)) for key, x in stack_of(adapter, 1).items()}
+    fast, slow = (network(base, adapter, packed=packed).generate(stack, batch, 6) for packed in (True, False))
+    assert fast == slow
+    plain = network(base, lora(base, seed=0), packed=True)
+    assert fast != plain.generate(tree.stack([lora(base, seed=0).init]), batch, 6)
+
+
+def test_virtual_tokens_stand_before_every_row() -> None:
+    batch = batch_of(4, 1)
+    longer = Prompt("input", 2).before(batch, 1000)
+    rows, words = (x.tokens.split(x.lengths.tolist()) for x in (longer, batch))
+    assert all(a.tolist() == [1000, 1001, *b.tolist()] for a, b in zip(rows, words, strict=True))
+    kinds, own = (x.types.split(x.lengths.tolist()) for x in (longer, batch))
+    assert all(a.tolist() == [0, 0, *b.tolist()] for a, b in zip(kinds, own, strict=True))
+    assert Prompt("prefix", 2).before(batch, 1000) is batch
+
+
+def test_prompts_need_words_and_prefixes_an_attention_that_takes_them() -> None:
+    for make in PROMPTS.values():
+        with pytest.raises(ModelError, match="model of images"):
+            make(base_of("vit"))
+    with pytest.raises(ModelError, match="no prefix tuning for 'deberta'"):
+        prefix(base_of("deberta"), seed=0)
 
 
 def test_families_of_weights_run_alone_and_others_together() -> None:

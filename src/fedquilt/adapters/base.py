@@ -12,6 +12,7 @@ from torch import Tensor
 from fedquilt.errors import ConfigError, did_you_mean
 from fedquilt.models.inserts import Insert
 from fedquilt.models.loading import Base
+from fedquilt.models.prompts import Prompt
 from fedquilt.types import Leaf, Spec, State
 
 HeadPolicy = Literal["federated", "per-task", "private", "frozen"]
@@ -30,6 +31,7 @@ class Adapter:
         heads: heads in one adapter: 1, or the number of tasks under the per-task policy.
         inserts: what families other than LoRA do at which module.
         weights: whether leaves other than the head's are parameters of the base model itself: one adapter per pass.
+        prompt: virtual tokens.
         options: what the family's builder was called with, for those who build it again.
     """
 
@@ -42,6 +44,7 @@ class Adapter:
     roles: tuple[str, ...] = field(default=())
     inserts: Mapping[str, Insert] = field(default_factory=dict)
     weights: bool = False
+    prompt: Prompt | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property

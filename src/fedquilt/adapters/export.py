@@ -1,4 +1,5 @@
-"""Adapters on disk: peft's format for LoRA and IA3, a transformers model folder for families of weights, our own for the others."""
+"""Adapters on disk: peft's format for what it knows (LoRA, IA3, prompts), a transformers model folder for families of weights, our
+own for the others."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ def write(base: Base, adapter: Adapter, state: State, folder: Path, title: str) 
         StateError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if adapter.modules or adapter.spec.family == "ia3":
+    if adapter.modules or adapter.prompt or adapter.spec.family == "ia3":
         _peft(base, adapter, state, folder)
         _write(folder / "README.md", _card(base, title).encode())
     elif adapter.inserts:
@@ -49,22 +50,26 @@ def write(base: Base, adapter: Adapter, state: State, folder: Path, title: str) 
 def _peft(base: Base, adapter: Adapter, state: State, folder: Path) -> None:
     config = peft_config(base, adapter)
     config.inference_mode, config.base_model_name_or_path = True, base.source
-    tensors: dict[str, Tensor] = {}
-    for key, tensor in state.items():
-        name, tensor = (head_key(key), tensor) if "/head." in key else _in_peft(adapter, key, tensor)
-        tensors[f"base_model.model.{name}"] = tensor.contiguous()
+    wrapped = "base_model" if adapter.prompt else "base_model.model"
+    tensors = {f"{wrapped}.{head_key(key)}": tensor for key, tensor in state.items() if "/head." in key}
+    if adapter.prompt:
+        tensors["prompt_embeddings"] = adapter.prompt.table({key: x[None] for key, x in state.items()})[0]
+    else:
+        tensors |= dict(_in_peft(adapter, key, tensor) for key, tensor in state.items() if "/head." not in key)
     # Not save_pretrained: its sets would make the file depend on hash order.
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
     _write(folder / "adapter_config.json", json.dumps(plain, indent=2, sort_keys=True, default=str).encode())
-    _write(folder / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
+    _write(
+        folder / "adapter_model.safetensors", save({key: x.contiguous() for key, x in tensors.items()}, metadata={"format": "pt"})
+    )
 
 
 def _in_peft(adapter: Adapter, key: str, tensor: Tensor) -> tuple[str, Tensor]:
     """Name and shape of a leaf there."""
     module, _, role = key.rpartition("/")
     if role != "ia3":
-        return f"{module}.{role}.weight", tensor
-    return f"{module}.ia3_l", tensor[None] if adapter.inserts[module].reads else tensor[:, None]
+        return f"base_model.model.{module}.{role}.weight", tensor
+    return f"base_model.model.{module}.ia3_l", tensor[None] if adapter.inserts[module].reads else tensor[:, None]
 
 
 def _own(base: Base, adapter: Adapter, state: State, folder: Path) -> None:

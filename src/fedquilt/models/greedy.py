@@ -20,10 +20,11 @@ def prompts_of(batch: Batch) -> list[Tensor]:
 
 
 @torch.no_grad()
-def greedy(call: Call, prompts: Sequence[Tensor], *, max_new: int, end: int, dtype: torch.dtype) -> list[list[int]]:
+def greedy(call: Call, prompts: Sequence[Tensor], *, max_new: int, end: int, dtype: torch.dtype, shift: int = 0) -> list[list[int]]:
     """The most probable continuation of each prompt, token by token, up to ``max_new`` tokens or the end token (left out).
 
-    Prompts are padded on the left. The mask is built here: transformers builds none for attention of our own.
+    ``shift``: position of the first word. Prompts are padded on the left. The mask is built here: transformers builds none for
+    attention of our own.
     """
     longest = max(len(prompt) for prompt in prompts)
     ids = torch.stack([torch.cat([prompt.new_full((longest - len(prompt),), end), prompt]) for prompt in prompts])
@@ -36,7 +37,7 @@ def greedy(call: Call, prompts: Sequence[Tensor], *, max_new: int, end: int, dty
         result = call(
             input_ids=new,
             attention_mask=_mask(present, new.shape[1], dtype),
-            position_ids=place,
+            position_ids=place + shift,
             past_key_values=past,
             use_cache=True,
             logits_to_keep=1,

@@ -59,6 +59,7 @@ class Owners:
     Attributes:
         stack: ``[G, ...]`` all adapters of the pass.
         token, row: numbers ``[T]`` and ``[n]``; None while there is one adapter only.
+        prompt: ``[G, nv, ...]`` vectors of virtual tokens.
         only: the adapter of everything that is computed now, where that is one.
     """
 
@@ -66,6 +67,7 @@ class Owners:
     token: Tensor | None = None
     row: Tensor | None = None
     only: int | None = 0
+    prompt: Tensor = field(default_factory=lambda: torch.zeros(0))
     _orders: dict[str, Order] = field(default_factory=dict)
 
     def set(self, stack: Stack, token: Tensor | None = None, row: Tensor | None = None) -> None:
@@ -83,6 +85,13 @@ class Owners:
         """An insert's tensors of one adapter."""
         return {part: self.stack[f"{module}/{part}"][owner] for part in insert.parts}
 
+    def of(self, per: str) -> Tensor:
+        """The adapter of every token (or row)."""
+        owner = self.token if per == "token" else self.row
+        if owner is None:
+            raise ValueError(f"a pass over several adapters does not say whose its {per}s are")
+        return owner
+
     @contextmanager
     def single(self, owner: int) -> Iterator[None]:
         """Inside the block everything belongs to one adapter (heads run adapter by adapter)."""
@@ -94,10 +103,8 @@ class Owners:
 
     def order(self, per: str) -> Order:
         """How to sort tokens (or rows) by their adapter."""
-        owner = self.token if per == "token" else self.row
-        if owner is None:
-            raise ValueError(f"a pass over several adapters does not say whose its {per}s are")
         if per not in self._orders:
+            owner = self.of(per)
             index = torch.sort(owner, stable=True).indices
             adapters, counts = torch.unique_consecutive(owner[index], return_counts=True)
             self._orders[per] = Order(index, torch.argsort(index), adapters.tolist(), counts.tolist())

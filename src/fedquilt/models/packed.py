@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from fedquilt.models.dropout import Masks, SeededDropout, attention_keys, positi
 from fedquilt.models.inserts import Lane, Owners
 from fedquilt.models.loading import Base
 from fedquilt.models.loss import row_losses, slot_means
+from fedquilt.models.prompts import place_prompt
 from fedquilt.types import Batch, Stack, State
 
 if TYPE_CHECKING:
@@ -73,6 +75,9 @@ class Packed(nn.Module, ABC):
             _replace(model, name, BankLinear(model.get_submodule(name), name, self.current, dropout))
         for name, insert in adapter.inserts.items():
             _replace(model, name, Lane(model.get_submodule(name), name, insert, self.owners))
+        prompt = self.prompt = adapter.prompt
+        self.vocabulary = 0 if prompt is None else model.get_input_embeddings().num_embeddings
+        self.prefix = None if prompt is None else place_prompt(model, prompt, self.owners)
         seed_dropout(model, self.masks, base.head)
         self.eval()
 
@@ -102,7 +107,7 @@ class Packed(nn.Module, ABC):
     def forward(self, stack: Stack, batch: Batch, train: bool, **options: Any) -> Tensor:
         """Logits ``[n, C]``, or what else ``_classify`` makes of every row, in the batch's order."""
         order = torch.sort(batch.lengths, stable=True).indices
-        batch = batch.pick(order)
+        batch = self._begun(batch.pick(order))
         lengths, counts = torch.unique_consecutive(batch.lengths, return_counts=True)
         groups = list(zip(counts.tolist(), lengths.tolist(), strict=True))
         place = torch.cat([torch.arange(length).repeat(count) for count, length in groups])
@@ -110,13 +115,15 @@ class Packed(nn.Module, ABC):
         token_keys = positions(torch.repeat_interleave(batch.keys, batch.lengths), place) if train else None
         with self.masks.active(rows, token_keys):
             self._bind(stack, torch.repeat_interleave(batch.owner, batch.lengths), batch.owner)
-            features = self._encode(batch, place, groups)
+            features = self._encode(batch, place + (self.prompt.shift if self.prompt else 0), groups)
             logits = self._classify(stack, features, batch, **options)
         return logits[torch.argsort(order)]
 
     def _bind(self, stack: Stack, owner: Tensor, rows: Tensor | None = None) -> None:
         """Concatenate the factors of all adapters and mark which columns each token owns."""
         self.owners.set(stack, owner, rows)
+        if self.prompt is not None:
+            self.owners.prompt = self.prompt.table(stack)
         if not self.adapter.modules:
             return
         g, r = tree.length(stack), self.adapter.spec.rank
@@ -128,6 +135,10 @@ class Packed(nn.Module, ABC):
         dtype = next(iter(stack.values())).dtype
         self.current.member = None if g == 1 else (owner[:, None] == columns).to(dtype) * self.current.scale
 
+    def _begun(self, batch: Batch) -> Batch:
+        """The rows as the model reads them: with their virtual tokens."""
+        return batch if self.prompt is None else self.prompt.before(batch, self.vocabulary)
+
     def _narrow(self, index: Tensor) -> None:
         """From here on only the tokens ``index`` are computed."""
         self.current.member = at(self.current.member, index)
@@ -138,7 +149,7 @@ class Packed(nn.Module, ABC):
         """What the head reads of every row ``[n, d]``, for a batch sorted by length.
 
         Args:
-            place: ``[T]`` each token's position in its row.
+            place: ``[T]`` each token's position in its row, behind a prefix.
             groups: (rows, length) of each run of rows of equal length.
         """
 
@@ -155,6 +166,8 @@ class Packed(nn.Module, ABC):
         for query, key, value, (count, _) in parts:
             heads = [x.view(count, -1, self.attention_heads, x.shape[1] // self.attention_heads).transpose(1, 2)
                      for x in (query, key, value)]  # fmt: skip
+            if self.prefix is not None:
+                heads[1:] = behind(self.prefix.of(attention.layer_idx, slice(done, done + count)), heads[1:])
             rows = None if self.masks.rows is None else self.masks.rows[done : done + count]
             out.append(self._softmax(attention, heads, rows).transpose(1, 2).reshape(query.shape))
             done += count
@@ -190,6 +203,11 @@ class Packed(nn.Module, ABC):
         """Logits ``[n, C]`` of one head for features ``[n, d]``."""
         logits: Tensor = functional_call(self.model.classifier, dict(state), (features,))
         return logits
+
+
+def behind(prefix: Sequence[Tensor], words: Sequence[Tensor]) -> list[Tensor]:
+    """Keys and values ``[n, heads, nv + L, d]``."""
+    return [torch.cat([a.expand(len(b), *a.shape[1:]), b], dim=2) for a, b in zip(prefix, words, strict=True)]
 
 
 def _replace(model: nn.Module, name: str, by: nn.Module) -> None:

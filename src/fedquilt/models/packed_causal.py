@@ -19,7 +19,8 @@ from fedquilt.models.entropy import entropies, row_sums
 from fedquilt.models.greedy import greedy, prompts_of
 from fedquilt.models.loading import Base
 from fedquilt.models.loss import slot_means
-from fedquilt.models.packed import Packed, at
+from fedquilt.models.packed import Packed, at, behind
+from fedquilt.models.padded import seed_attention
 from fedquilt.types import Batch, Stack
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class PackedCausal(Packed):
     def __init__(self, base: Base, adapter: Adapter) -> None:
         super().__init__(base, adapter)
         self.end, self.dtype = int(base.tokenizer.eos_token_id), base.dtype
+        if self.prefix is not None:  # generation is transformers' own forward
+            seed_attention(self.model, self.prefix)
 
     def losses(self, stack: Stack, batch: Batch) -> Tensor:
         """Mean over each adapter's rows of the row's mean response-token loss ``[G]``; dropout active."""
@@ -60,7 +63,8 @@ class PackedCausal(Packed):
             values = {key.replace("/", "."): tensor[0] for key, tensor in stack.items()}
             return torch.func.functional_call(self.model, values, (), inputs)
 
-        return greedy(call, prompts_of(batch), max_new=max_new, end=self.end, dtype=self.dtype)
+        prompts, shift = prompts_of(self._begun(batch)), self.prompt.shift if self.prompt else 0
+        return greedy(call, prompts, max_new=max_new, end=self.end, dtype=self.dtype, shift=shift)
 
     def _classify(self, stack: Stack, features: Tensor, batch: Batch, *, logits: bool = False) -> Tensor:
         """Summed response losses ``[n]``, or logits ``[n, R, V]``."""
@@ -86,6 +90,8 @@ class PackedCausal(Packed):
         out, done = [], 0
         for query, key, value, (count, length) in zip(q.split(sizes), k.split(sizes), v.split(sizes), groups, strict=True):
             heads = [x.view(count, length, *x.shape[1:]).transpose(1, 2) for x in (query, key, value)]
+            if self.prefix is not None:
+                heads[1:] = behind(self.prefix.of(attention.layer_idx, slice(done, done + count)), heads[1:])
             heads[1:] = [x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in heads[1:]]
             rows = None if self.masks.rows is None or dropout.p == 0 else self.masks.rows[done : done + count]
             out.append(_softmax(attention, heads, rows, dropout).transpose(1, 2).reshape(count * length, -1))
@@ -95,11 +101,14 @@ class PackedCausal(Packed):
 
 def _softmax(attention: Any, heads: list[Tensor], rows: Tensor | None, dropout: Any) -> Tensor:
     q, k, v = heads
-    if rows is None:
+    length, before = q.shape[2], k.shape[2] - q.shape[2]
+    if rows is None and not before:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=attention.scaling)
-    future = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).triu(1)
+    future = torch.ones(length, before + length, dtype=torch.bool).triu(1 + before)
+    if rows is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=~future, scale=attention.scaling)
     weights = torch.softmax((q @ k.transpose(2, 3) * attention.scaling).masked_fill(future, float("-inf")), dim=-1)
-    out: Tensor = (weights * dropout.mask(attention_keys(rows, q.shape[1], q.shape[2]), q.shape[2], weights.dtype)) @ v
+    out: Tensor = (weights * dropout.mask(attention_keys(rows, q.shape[1], length), k.shape[2], weights.dtype)) @ v
     return out
 
 

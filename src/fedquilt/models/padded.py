@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F
 
 from fedquilt import tree
 from fedquilt.models import vision
@@ -16,13 +17,15 @@ from fedquilt.models.dropout import Masks, positions, seed_dropout
 from fedquilt.models.inserts import Owners, hook
 from fedquilt.models.loading import Base
 from fedquilt.models.loss import row_losses, slot_means
+from fedquilt.models.prompts import Prefix, Prompt, key_heads, place_prompt
 from fedquilt.models.roles import transposed
 from fedquilt.types import Batch, Stack, State
 
 if TYPE_CHECKING:
     from fedquilt.adapters.base import Adapter
 
-ATTENTION = "fedquilt_seeded"
+ATTENTION, PREFIX = "fedquilt_seeded", "fedquilt_prefix"
+ROBERTA = ("roberta", "xlm-roberta", "camembert")  # they count positions from behind their padding's number
 
 
 class Padded:
@@ -44,12 +47,16 @@ class Padded:
         self.owners, self.inserted = Owners(), adapter.inserted
         for name, insert in adapter.inserts.items():
             hook(model.get_submodule(name), name, insert, self.owners)
+        self.prompt = adapter.prompt
+        self.vocabulary = 0 if self.prompt is None else model.get_input_embeddings().num_embeddings
+        prefix = None if self.prompt is None else place_prompt(model, self.prompt, self.owners)
+        self.first_position = self.pad + 1 if base.model_type in ROBERTA else 0
         self.model: nn.Module = _with_lora(model, base, adapter) if adapter.modules else model
-        own = [leaf for leaf in adapter.spec.leaves if leaf.name not in self.inserted]
+        own = [leaf for leaf in adapter.spec.leaves if leaf.name not in self.inserted and leaf.role != "prompt"]
         self.names = {leaf.name: _parameter(leaf.name, leaf.role, base, bool(adapter.modules)) for leaf in own}
         seed_dropout(self.model, self.masks, base.head)
         if self.own_mask:
-            _seed_attention(self.model)
+            seed_attention(self.model, prefix)
         self.model.eval()
 
     def losses(self, stack: Stack, batch: Batch) -> Tensor:
@@ -73,6 +80,7 @@ class Padded:
         return torch.cat(out)[torch.argsort(torch.cat(where))]
 
     def _forward(self, state: State, head: int, batch: Batch, *, train: bool) -> Tensor:
+        batch = self._begun(batch)
         inputs = self._texts(batch) if batch.pixels is None else self._images(batch)
         place = torch.arange(int(batch.lengths.max()))
         values = self._values(state, head)
@@ -84,14 +92,27 @@ class Padded:
 
     def _values(self, state: State, head: int) -> dict[str, Tensor]:
         """Tensors that take the place of the model's parameters; inserts find theirs in ``owners``."""
-        self.owners.set({key: tensor[None] for key, tensor in state.items()})
+        stack = {key: tensor[None] for key, tensor in state.items()}
+        self.owners.set(stack)
+        if self.prompt is not None:
+            self.owners.prompt = self.prompt.table(stack)
+            own_names = [key for key in state if not key.startswith("prompt/")]
+            state = {key: state[key] for key in own_names}
         own = {key: tensor for key, tensor in state.items() if key not in self.inserted}
         return {self.names[key]: tensor[head] if self.heads > 1 and "/head." in key else tensor for key, tensor in own.items()}
 
     def _texts(self, batch: Batch) -> dict[str, Tensor]:
         ids, types, present = pad(batch, self.pad)
         mask = present.long() if not self.own_mask else additive_mask(present, self.dtype)
-        return {"input_ids": ids, "token_type_ids": types.clamp(max=self.types - 1), "attention_mask": mask}
+        inputs = {"input_ids": ids, "token_type_ids": types.clamp(max=self.types - 1), "attention_mask": mask}
+        if self.prompt is not None and self.prompt.shift:
+            places = torch.arange(ids.shape[1]) + self.first_position + self.prompt.shift
+            inputs["position_ids"] = places.expand_as(ids)
+        return inputs
+
+    def _begun(self, batch: Batch) -> Batch:
+        """The rows as the model reads them: with their virtual tokens."""
+        return batch if self.prompt is None else self.prompt.before(batch, self.vocabulary)
 
     def _images(self, batch: Batch) -> dict[str, Any]:
         return {"pixel_values": vision.pixels(batch, self.transform, self.dtype), **self.options}
@@ -126,9 +147,11 @@ def _peft_task(base: Base) -> str | None:
 
 
 def peft_config(base: Base, adapter: Adapter) -> Any:
-    """LoRA or IA3 as peft describes it: of the reference model (LoRA), and of exported folders."""
+    """LoRA, IA3 or a prompt as peft describes it: of the reference model (LoRA), and of exported folders."""
     from peft import IA3Config, LoraConfig
 
+    if adapter.prompt:
+        return _prompt_config(base, adapter.prompt)
     if not adapter.modules:
         return IA3Config(
             target_modules=list(adapter.inserts),
@@ -145,6 +168,24 @@ def peft_config(base: Base, adapter: Adapter) -> Any:
         modules_to_save=list(base.head) or None,
         task_type=_peft_task(base),
         fan_in_fan_out=any(transposed(base.model.get_submodule(name)) for name in adapter.modules),
+    )
+
+
+def _prompt_config(base: Base, prompt: Prompt) -> Any:
+    """Of an encoder peft keeps what it made, so its hidden size says nothing."""
+    from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
+
+    config = base.model.config
+    heads = key_heads(config) if prompt.kind == "prefix" else int(config.num_attention_heads)
+    kind = PrefixTuningConfig if prompt.kind == "prefix" else PromptEncoderConfig if prompt.encoder else PromptTuningConfig
+    return kind(
+        task_type=_peft_task(base),
+        num_virtual_tokens=prompt.tokens,
+        token_dim=int(config.hidden_size) // int(config.num_attention_heads) * heads,
+        num_transformer_submodules=1,
+        num_attention_heads=heads,
+        num_layers=int(config.num_hidden_layers),
+        modules_to_save=list(base.head) or None,
     )
 
 
@@ -170,8 +211,8 @@ def _parameter(leaf: str, role: str, base: Base, wrapped: bool) -> str:
     return f"base_model.model.{top}.modules_to_save.default{path[len(top) :]}.{parameter}"
 
 
-def _seed_attention(model: nn.Module) -> None:
-    """Attention probabilities through the module's own (seeded) dropout; otherwise transformers' eager attention."""
+def seed_attention(model: nn.Module, prefix: Prefix | None = None) -> None:
+    """Attention behind a prefix, probabilities through the module's own (seeded) dropout; otherwise transformers' eager one."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(ATTENTION, seeded_attention)
@@ -179,12 +220,18 @@ def _seed_attention(model: nn.Module) -> None:
         config: Any = getattr(module, "config", None)
         if hasattr(config, "_attn_implementation"):
             config._attn_implementation = ATTENTION
+        if prefix is not None and hasattr(module, "layer_idx"):
+            setattr(module, PREFIX, prefix)
 
 
 def seeded_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor]:
     """softmax(q k^T * scaling + mask) v on ``[n, heads, L, d]``, returned as ``[n, L, heads, d]``; k and v may have fewer heads."""
+    if (prefix := getattr(module, PREFIX, None)) is not None:
+        before = prefix.of(module.layer_idx)
+        key, value = (torch.cat([a.expand(len(b), *a.shape[1:]), b], dim=2) for a, b in zip(before, (key, value), strict=True))
+        attention_mask = None if attention_mask is None else F.pad(attention_mask, (before[0].shape[2], 0))
     if key.shape[1] < query.shape[1]:
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
     scores = query @ key.transpose(2, 3) * kwargs["scaling"]

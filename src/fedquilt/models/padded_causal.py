@@ -60,7 +60,8 @@ class PaddedCausal(Padded):
             with self.masks.active(None, None):
                 return functional_call(self.model, values, (), inputs)
 
-        return greedy(call, prompts_of(batch), max_new=max_new, end=self.end, dtype=self.dtype)
+        prompts, shift = prompts_of(self._begun(batch)), self.prompt.shift if self.prompt else 0
+        return greedy(call, prompts, max_new=max_new, end=self.end, dtype=self.dtype, shift=shift)
 
     def _sums(self, stack: Stack, batch: Batch, *, train: bool) -> tuple[Tensor, Tensor]:
         found = self._responses(stack, batch, train=train)
@@ -72,7 +73,7 @@ class PaddedCausal(Padded):
         out: dict[int, tuple[Tensor, Tensor]] = {}
         for owner in torch.unique(batch.owner).tolist():
             for index in torch.nonzero(batch.owner == owner).squeeze(1).split(ROWS):
-                part = batch.pick(index)
+                part = self._begun(batch.pick(index))
                 ids, types, present = pad(part, self.pad)
                 logits = self._forward(tree.row(stack, owner), 0, part, train=train)
                 learnt = (types == 1) & present
@@ -84,8 +85,9 @@ class PaddedCausal(Padded):
         ids, _, present = pad(batch, self.pad)
         place = torch.arange(ids.shape[1])
         values = self._values(state, 0)
+        positioned = place + (self.prompt.shift if self.prompt else 0)
         mask = causal_mask(present, self.dtype)
-        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": place.expand_as(ids), "use_cache": False}
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positioned.expand_as(ids), "use_cache": False}
         rows = batch.keys if train else None
         with self.masks.active(rows, positions(batch.keys[:, None], place[None]) if train else None):
             logits: Tensor = functional_call(self.model, values, (), inputs).logits

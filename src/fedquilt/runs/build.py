@@ -29,6 +29,7 @@ from fedquilt.models.half import multiplies_half
 from fedquilt.models.loading import Base
 from fedquilt.models.loading import load as load_base
 from fedquilt.models.network import Network, TextNetwork, batches_adapters, network
+from fedquilt.models.padded import ROBERTA
 from fedquilt.models.scoring import TextScores
 from fedquilt.runs import registry
 from fedquilt.runs.config import RunConfig
@@ -162,6 +163,7 @@ def assemble(config: RunConfig, base: Base, tasks: Mapping[str, Task], parts: Pa
     """The objects of a run over data and a model that are loaded already."""
     method = make_method(config, len(tasks))
     adapter = make_adapter(config, method, base, len(tasks))
+    check_room(config, base, adapter)
     program = compose(method, adapter.spec)
     view = make_view(tasks, parts, method.slots, config.seed, config.arrivals(), config.partition.slots_per_task)
     check_rows(method, view, config.partition.slots_per_task)
@@ -183,6 +185,24 @@ def assemble(config: RunConfig, base: Base, tasks: Mapping[str, Task], parts: Pa
         texts = TextScores(cast(TextNetwork, runner), base.tokenizer, config.evaluation.generate, config.evaluation.max_new)
     evaluator = Evaluator(runner, view, adapter.spec, engine.heads, texts)
     return Built(config, base, adapter, method, program, tasks, parts, view, runner, engine, evaluator)
+
+
+def check_room(config: RunConfig, base: Base, adapter: Adapter) -> None:
+    """Words and virtual tokens must have positions in the model.
+
+    Raises:
+        ConfigError: more of them than there are positions.
+    """
+    most = getattr(base.model.config, "max_position_embeddings", None)
+    if adapter.prompt is None or most is None:
+        return
+    most = int(most) - (int(base.model.config.pad_token_id) + 1 if base.model_type in ROBERTA else 0)
+    if config.model.max_length + adapter.prompt.tokens > most:
+        raise ConfigError(
+            f"texts of {config.model.max_length} tokens and {adapter.prompt.tokens} virtual ones are more than {most} positions",
+            where="model.max_length",
+            fix=f"set model.max_length to {most - adapter.prompt.tokens} or less",
+        )
 
 
 def check_rows(method: Method, view: View, slots_per_task: int = 1) -> None:
