@@ -1,34 +1,17 @@
-"""Bytes on the wire: the size of the safetensors message that a real deployment sends, headers included, both ways."""
+"""Bytes on the wire, both ways: sizes of the messages that a deployment sends (:mod:`fedquilt.wire.message`), headers included."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
-
 from fedquilt.types import Job, Leaf, Reply, Spec
-
-# In the order in which the format stores them.
-_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-
-
-def encoded_size(leaves: Sequence[Leaf]) -> int:
-    """Bytes of these leaves as one safetensors message: 8 + JSON header padded to 8 + data. Equals ``len(save(...))``."""
-    header: dict[str, object] = {}
-    offset = 0
-    for leaf in sorted(leaves, key=lambda leaf: (list(_NAMES).index(leaf.dtype), leaf.name)):
-        end = offset + leaf.size * leaf.dtype.itemsize
-        header[leaf.name] = {"dtype": _NAMES[leaf.dtype], "shape": list(leaf.shape), "data_offsets": [offset, end]}
-        offset = end
-    text = len(json.dumps(header, separators=(",", ":")).encode())
-    return 8 + (text + 7) // 8 * 8 + offset
+from fedquilt.wire import message
 
 
 def fingerprint_size(numbers: int) -> int:
     """Bytes of a fingerprint beside the leaves, as a message of its own."""
-    return encoded_size([Leaf("fingerprint", (numbers,), "fingerprint", 0)])
+    return message.size([Leaf("fingerprint", (numbers,), "fingerprint", 0)])
 
 
 @dataclass
@@ -68,4 +51,4 @@ class Meter:
 
     def _size(self, names: Sequence[str]) -> int:
         wanted = set(names)
-        return encoded_size([leaf for leaf in self.spec.leaves if leaf.name in wanted]) if wanted else 0
+        return message.size([leaf for leaf in self.spec.leaves if leaf.name in wanted]) if wanted else 0

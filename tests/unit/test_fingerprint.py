@@ -17,12 +17,12 @@ from fedquilt.assign.history import recall
 from fedquilt.engine.batches import assemble
 from fedquilt.errors import CompositionError
 from fedquilt.gate import Gate
-from fedquilt.meter import encoded_size
 from fedquilt.models.fingerprint import Fingerprint, Fisher
 from fedquilt.models.loading import Base
 from fedquilt.runs.plan import plan
 from fedquilt.testing import Outcome, build_tiny, run_tiny, tiny_base, tiny_config, tiny_tasks
 from fedquilt.types import Job, Leaf, Reply, Round, Slot
+from fedquilt.wire import message
 
 TWO = federation(*[[0, 1], [1, 0], [0], [1]] * 3)
 
@@ -135,7 +135,7 @@ def test_fisher_clusters_by_fingerprints_alone() -> None:
 
 def test_only_newcomers_send_one_and_it_is_counted() -> None:
     found, without = outcome(), outcome(method={"features": "history"})
-    size = encoded_size([Leaf("fingerprint", (16,), "fingerprint", 0, dtype=torch.float32)])
+    size = message.size([Leaf("fingerprint", (16,), "fingerprint", 0, dtype=torch.float32)])
     slots = len(found.built.view.slots)
     more = [one["bytes_up"] - other["bytes_up"] for one, other in zip(found.rounds, without.rounds, strict=True)]
     assert more == [size * slots, 0]
@@ -146,7 +146,7 @@ def test_only_newcomers_send_one_and_it_is_counted() -> None:
 def test_the_plan_says_what_it_adds(tmp_path: Path) -> None:
     """As many bytes as a message with nothing but the vector has."""
     config = file_config(tmp_path, "fltac", method={"features": "fingerprint", "lr": 1e-2, "steps": 1})
-    more = encoded_size([Leaf("fingerprint", (16,), "fingerprint", 0, dtype=torch.float32)])
+    more = message.size([Leaf("fingerprint", (16,), "fingerprint", 0, dtype=torch.float32)])
     assert [note for note in plan(config).notes if f"{more:,} bytes more" in note]
     assert not [note for note in plan(file_config(tmp_path, "fltac")).notes if "fingerprint" in note]
 

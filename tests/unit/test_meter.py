@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,8 +11,13 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from uploads import SPEC, state
 
-from fedquilt.meter import Meter, encoded_size
+from fedquilt.errors import StateError
+from fedquilt.meter import Meter
+from fedquilt.models.loading import ModelConfig
+from fedquilt.models.meta import find_shape, meta_base
+from fedquilt.runs import registry
 from fedquilt.types import Job, Leaf, Reply, Round, Slot
+from fedquilt.wire import message
 
 NOW = Round(1, 0)
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -23,15 +30,66 @@ leaves = st.builds(
 )
 
 
-@given(st.lists(leaves, min_size=1, max_size=6, unique_by=lambda leaf: leaf.name))
-def test_the_size_is_that_of_the_safetensors_message(leaves: list[Leaf]) -> None:
-    assert encoded_size(leaves) == len(save({leaf.name: torch.zeros(leaf.shape, dtype=leaf.dtype) for leaf in leaves}))
+def filled(leaves: list[Leaf]) -> dict[str, torch.Tensor]:
+    stream = torch.Generator().manual_seed(0)
+    return {leaf.name: torch.randn(leaf.shape, generator=stream).to(leaf.dtype) for leaf in leaves}
+
+
+some_leaves = st.lists(leaves, min_size=1, max_size=6, unique_by=lambda leaf: leaf.name)
+
+
+@given(some_leaves, st.randoms())
+def test_a_message_comes_back_and_has_the_stated_size(leaves: list[Leaf], random: Any) -> None:
+    state, shuffled = filled(leaves), random.sample(leaves, len(leaves))
+    sent = message.encode(leaves, state)
+    assert len(sent) == message.size(shuffled)
+    assert sent == message.encode(shuffled, state)
+    back = message.decode(sent, shuffled)
+    assert list(back) == sorted(state)
+    assert all(torch.equal(back[key], x) and back[key].dtype == x.dtype for key, x in state.items())
+
+
+@given(some_leaves)
+def test_framing_is_small_and_does_not_grow_with_the_leaves(leaves: list[Leaf]) -> None:
+    numbers = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    assert message.size(leaves) - numbers < 96 + 80 * len({leaf.dtype for leaf in leaves})
+
+
+@pytest.mark.parametrize("family", ["tt", "lora", "bitfit", "bottleneck", "ia3", "prompt"])
+def test_framing_is_below_a_hundredth_for_the_papers_adapters(family: str) -> None:
+    config = ModelConfig(name="FacebookAI/roberta-base")
+    spec = registry.load("fedquilt.adapters", family)(meta_base(find_shape(config), config, "text", 2), seed=0).spec
+    assert spec.size() * 4 < message.size(spec.leaves) < spec.size() * 4 * 1.01
+
+
+def test_another_layout_is_refused() -> None:
+    a, b = Leaf("a", (2, 3), "x", 0), Leaf("b", (1,), "x", 0)
+    sent = message.encode([a, b], {"a": torch.zeros(2, 3), "b": torch.zeros(1)})
+    for other in (
+        [a],
+        [a, Leaf("c", (1,), "x", 0)],
+        [Leaf("a", (3, 2), "x", 0), b],
+        [Leaf("a", (2, 3), "x", 0, dtype=torch.float16), b],
+    ):
+        with pytest.raises(StateError, match="other leaves"):
+            message.decode(sent, other)
+
+
+def test_what_is_no_message_is_refused() -> None:
+    leaf = Leaf("a", (2,), "x", 0)
+    sent = message.encode([leaf], {"a": torch.ones(2)})
+    for broken in (b"", sent[:5], sent[:-1], sent[:8], b"\xff" * 64, (2).to_bytes(8, "little") + b"[]", sent[:8] + b"x" + sent[9:]):
+        with pytest.raises(StateError, match="cannot be read"):
+            message.decode(broken, [leaf])
+    wrong = save({"F32": torch.ones(3)}, metadata={"layout": message.layout([leaf])})
+    with pytest.raises(StateError, match=r"\(3,\) numbers"):
+        message.decode(wrong, [leaf])
 
 
 def test_rounds_and_clients_are_counted_both_ways() -> None:
     meter = Meter(SPEC)
     jobs = [Job(Slot(0, 0), 0, NOW), Job(Slot(0, 1), 0, NOW), Job(Slot(3, 0), 0, NOW)]
-    size = encoded_size(SPEC.leaves)
+    size = message.size(SPEC.leaves)
     meter.start_round()
     meter.down(jobs, SPEC.names())
     meter.up([Reply(Slot(0, 0), 1, state(0), 1.0), Reply(Slot(3, 0), 1, state(0), 1.0)])
@@ -46,5 +104,6 @@ def test_rounds_and_clients_are_counted_both_ways() -> None:
 def test_only_what_travels_counts(shared: tuple[str, ...]) -> None:
     meter = Meter(SPEC)
     meter.down([Job(Slot(0, 0), 0, NOW)], shared)
-    expected = len(save({key: state(0)[key] for key in shared})) if shared else 0
+    leaves = [leaf for leaf in SPEC.leaves if leaf.name in shared]
+    expected = len(message.encode(leaves, state(0))) if shared else 0
     assert meter.total_down == expected

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedquilt.meter import encoded_size, fingerprint_size
+from fedquilt.meter import fingerprint_size
 from fedquilt.method import ClientPlan
 from fedquilt.runs.build import build
 from fedquilt.runs.config import RunConfig
 from fedquilt.types import Round, Spec
+from fedquilt.wire import message
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def plan(config: RunConfig) -> Plan:
 def message_size(spec: Spec, client: ClientPlan, now: Round) -> int:
     """Bytes of one slot's message in a round, either way; 0 when nothing travels."""
     shared = set(client.share(now))
-    return encoded_size([leaf for leaf in spec.leaves if leaf.name in shared]) if shared else 0
+    return message.size([leaf for leaf in spec.leaves if leaf.name in shared]) if shared else 0
 
 
 def _memory(built: Any, trained: int) -> int:
