@@ -26,7 +26,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 FAMILIES = {
     "glue": (
         "fltac",
-        "fltac-fisher",
+        "fltac-b-factors",
         "fltac-fingerprint",
         "fltac-fingerprint-long",
         "fltac-paper",
@@ -38,9 +38,10 @@ FAMILIES = {
     ),
     "open": (
         *("plain", "factors", "b-factors", "b-factors-long", "products", "updates", "history", "fisher"),
-        *("fingerprint", "fingerprint-plain"),
-        *("b-factors-estimate", "fingerprint-estimate", "b-factors-third", "history-third", "fingerprint-third"),
-        *("b-factors-arriving", "fingerprint-arriving", "fingerprint-arriving-estimate"),
+        *("fisher-plain", "fingerprint", "fingerprint-plain"),
+        *("b-factors-estimate", "fisher-estimate", "fingerprint-estimate"),
+        *("b-factors-third", "history-third", "fisher-third", "fingerprint-third"),
+        *("b-factors-arriving", "fisher-arriving", "fingerprint-arriving", "fingerprint-arriving-estimate"),
         *("b-factors-places", "fingerprint-places"),
     ),
     "cifar": ("fltac", "fedit-r1", "fedit-r2", "local", "centralised"),

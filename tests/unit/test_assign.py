@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import permutations, product
+import sys
+from itertools import chain, permutations, product
 
 import numpy as np
 import pytest
@@ -16,7 +17,10 @@ from uploads import RANK, SPEC, World, federation, make_updates, new_hub, same_p
 
 from fedquilt import assign, tree
 from fedquilt.assign import features, lloyd
+from fedquilt.assign.kmeans import own_slots
+from fedquilt.assign.lloyd import plus_plus
 from fedquilt.errors import CompositionError, ConfigError
+from fedquilt.rng import numpy_generator
 from fedquilt.types import Leaf, Round, Slot, Spec
 
 NOW = Round(1, 0)
@@ -275,3 +279,44 @@ def test_the_planted_partition_is_found_whoever_owns_which_number(kind: str, con
         updates = World(renamed).uploads(new_hub(4), 1)
         rows = dict(zip(updates.origin, part(updates, new_hub(4), SPEC, NOW).group.tolist(), strict=True))
         assert same_partition(rows, renamed)
+
+
+# -- where k-means starts ------------------------------------------------------------------------------------------------
+
+
+def test_the_slots_of_one_client_are_starts() -> None:
+    assert own_slots([0, 0, 1, 2, 2, 2]) == [[3, 4, 5], [0, 1]]
+    points = torch.arange(12.0).reshape(6, 2)
+    stream = numpy_generator(0, "x")
+    assert torch.equal(plus_plus(points, 2, stream, [3, 4, 5]), points[[3, 4]])
+    begun = plus_plus(points, 3, stream, [0, 1])
+    assert torch.equal(begun[:2], points[:2])
+    assert all(not torch.equal(begun[2], point) for point in begun[:2])
+
+
+def least_inertia(points: Tensor) -> float:
+    """Of all ways to pair three slots of each of five clients."""
+    pairings = product(*[list(permutations(range(3)))] * 4)
+    best = float("inf")
+    for pairing in pairings:
+        labels = torch.tensor([0, 1, 2, *chain.from_iterable(pairing)])
+        groups = [points[labels == c] for c in range(3)]
+        best = min(best, sum(float((group - group.mean(0)).square().sum()) for group in groups))
+    return best
+
+
+def test_they_find_the_least_inertia_where_random_starts_often_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    clients, part = [client for client in range(5) for _ in range(3)], assign.kmeans(3, restarts=5)
+
+    def optimal(points: Tensor, least: float, seed: int) -> bool:
+        return min(found.inertia for found in part._afresh(points, 3, clients, Round(1, seed))) <= least * (1 + 1e-9)
+
+    worlds = []
+    for seed in range(12):
+        noise = torch.randn((15, 4), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        points = torch.eye(4, dtype=torch.float64)[:3].repeat(5, 1) * 1.5 + noise  # hardly apart
+        worlds.append((points, least_inertia(points), seed))
+    with_own = sum(optimal(*world) for world in worlds)
+    monkeypatch.setattr(sys.modules[own_slots.__module__], "own_slots", lambda clients: [])
+    assert with_own > sum(optimal(*world) for world in worlds)
+    assert with_own >= 10

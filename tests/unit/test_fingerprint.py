@@ -88,6 +88,19 @@ def test_fisher_is_the_log_mean_square_of_batch_gradients(model: str) -> None:
     assert float(found.std()) > 0.1
 
 
+@pytest.mark.parametrize("steps", [1, 3, 500])
+def test_fisher_looks_at_as_many_batches_as_the_first_round_trains_on_and_no_more(steps: int) -> None:
+    built = build_tiny(tiny_config("fltac", method={"lr": 0.1, "steps": steps, "batch": 2, "features": "fisher"}))
+    now = Round(1, 0)
+    jobs = built.program.plan(built.program.init(built.adapter.init), built.engine.roster(1), now)
+    bank = built.program.init(built.adapter.init).bank
+    for job in jobs:
+        work = built.engine._work(job, bank)
+        seen = list(built.engine.seen(Fisher(built.network, built.adapter.spec), work))
+        assert len(seen) == min(steps, -(-work.data.samples // 2))
+        assert len(list(built.engine.seen(Fingerprint(built.base), work))) == -(-work.data.samples // 2)
+
+
 def test_fisher_needs_an_adapter_beside_the_head() -> None:
     for more in ({"head_features": True}, {"adapter": "head"}, {"adapter": "head", "head_features": True}):
         with pytest.raises(CompositionError):
@@ -148,7 +161,9 @@ def test_the_plan_says_what_it_adds(tmp_path: Path) -> None:
     config = file_config(tmp_path, "fltac", method={"features": "fingerprint", "lr": 1e-2, "steps": 1})
     more = message.size([Leaf("fingerprint", (16,), "fingerprint", 0, dtype=torch.float32)])
     assert [note for note in plan(config).notes if f"{more:,} bytes more" in note]
-    assert not [note for note in plan(file_config(tmp_path, "fltac")).notes if "fingerprint" in note]
+    assert not [
+        note for note in plan(file_config(tmp_path, "fltac", method={"features": "b_factors"})).notes if "fingerprint" in note
+    ]
 
 
 def test_who_comes_later_sends_it_then() -> None:

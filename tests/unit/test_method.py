@@ -44,7 +44,7 @@ def weighted(updates: Updates, mine: list[bool]) -> dict[str, Tensor]:
 
 def test_fltac_with_one_cluster_is_fedit() -> None:
     truth = federation([0], [1], [0], [2])
-    tac, it = fltac(tasks=1, lr=1.0, steps=1), fedit(lr=1.0, steps=1)
+    tac, it = fltac(tasks=1, features="b_factors", lr=1.0, steps=1), fedit(lr=1.0, steps=1)
     one, other = new_hub(2), new_hub(1)
     for number in range(1, 5):
         now = Round(number, 0)
@@ -62,7 +62,7 @@ def test_fltac_with_one_cluster_is_fedit() -> None:
 def test_separated_tasks_are_fedavg_per_task() -> None:
     truth = federation([0, 1, 2], [2, 0], [1, 2], [0, 1], [0])
     world, hub = World(truth), new_hub(4)
-    part = fltac(tasks=3, lr=1.0, steps=1)
+    part = fltac(tasks=3, features="b_factors", lr=1.0, steps=1)
     for number in range(1, 4):
         updates = replace(world.uploads(hub, number), weight=torch.tensor([WEIGHTS[s] for s in truth], dtype=torch.float64))
         hub, _ = server_step(part, SPEC, hub, updates, Round(number, 0))
@@ -77,7 +77,7 @@ def test_a_row_becomes_the_mean_of_its_members_wherever_they_started() -> None:
     rows = [state(50 + row) for row in range(3)]
     hub = Hub(tree.stack(rows), {Slot(0, 0): 1, Slot(0, 1): 2, Slot(1, 0): 1, Slot(1, 1): 2})
     updates = World(truth).uploads(hub, 1, progress=dict.fromkeys(truth, 1.0))
-    after, metrics = server_step(fltac(tasks=2, lr=1.0, steps=1), SPEC, hub, updates, NOW)
+    after, metrics = server_step(fltac(tasks=2, features="b_factors", lr=1.0, steps=1), SPEC, hub, updates, NOW)
     assert metrics["moved"] >= 3  # Slot(2, 0) from row 0, and one client's two slots
     for slot, task in truth.items():
         expected = weighted(updates, [truth[other] == task for other in updates.origin])
@@ -116,7 +116,7 @@ def test_patches_stay_with_their_rows() -> None:
     patch = {"enc.0.q/patch_A": torch.randn(4, 2, 5), "enc.0.q/patch_B": torch.randn(4, 4, 2)}
     truth = federation([0, 1, 2], [2, 0, 1])
     hub = replace(new_hub(4), patch=patch)
-    after, _ = server_step(fltac(tasks=3, lr=1.0, steps=1), SPEC, hub, World(truth).uploads(hub, 1), NOW)
+    after, _ = server_step(fltac(tasks=3, features="b_factors", lr=1.0, steps=1), SPEC, hub, World(truth).uploads(hub, 1), NOW)
     assert tree.equal(after.patch, patch)
 
 
@@ -142,14 +142,14 @@ def test_collect_takes_the_start_from_the_job_not_from_the_table() -> None:
 
 
 def test_init_makes_equal_rows_of_their_own() -> None:
-    hub = compose(fltac(tasks=3, lr=1.0, steps=1), SPEC).init(state(4))
+    hub = compose(fltac(tasks=3, features="b_factors", lr=1.0, steps=1), SPEC).init(state(4))
     assert tree.length(hub.bank) == 4
     assert all(tree.equal(tree.row(hub.bank, row), state(4)) for row in range(4))
     assert (hub.table, hub.step) == ({}, 0)
 
 
 def test_plan_asks_every_slot_of_the_cohort_in_order() -> None:
-    program = compose(fltac(tasks=3, lr=1.0, steps=1, first_effort=2.5), SPEC)
+    program = compose(fltac(tasks=3, features="b_factors", lr=1.0, steps=1, first_effort=2.5), SPEC)
     hub = Hub(new_hub(4).bank, {Slot(2, 0): 3})
     jobs = program.plan(hub, {2: 2, 0: 1}, Round(1, 0))
     assert [(job.slot, job.row, job.effort) for job in jobs] == [(Slot(0, 0), 0, 2.5), (Slot(2, 0), 3, 2.5), (Slot(2, 1), 0, 2.5)]
@@ -228,22 +228,22 @@ def test_possible_mixes_are_not() -> None:
 def test_per_task_heads_would_tell_the_label() -> None:
     # Trap 7.
     with pytest.raises(CompositionError, match="which head changed is its label"):
-        compose(fltac(tasks=2, lr=1.0, steps=1), replace(SPEC, head="per-task"))
+        compose(fltac(tasks=2, features="b_factors", lr=1.0, steps=1), replace(SPEC, head="per-task"))
 
 
 def test_features_that_the_adapter_does_not_have() -> None:
     head = replace(SPEC, family="head", leaves=SPEC.leaves[-1:])
     with pytest.raises(CompositionError, match="nothing but a head"):
-        compose(fltac(tasks=2, lr=1.0, steps=1, adapter="head"), head)
-    compose(fltac(tasks=2, lr=1.0, steps=1, adapter="head", head_features=True), head)
+        compose(fltac(tasks=2, features="b_factors", lr=1.0, steps=1, adapter="head"), head)
+    compose(fltac(tasks=2, features="b_factors", lr=1.0, steps=1, adapter="head", head_features=True), head)
 
 
 # -- builders ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_method_is_a_value_that_prints_as_it_is_written() -> None:
-    one = fltac(tasks=5, lr=0.1, steps=3, weighting="uniform", constraint="none", head_features=True)
-    assert one == fltac(tasks=5, lr=0.1, steps=3, weighting="uniform", constraint="none", head_features=True)
+    one = fltac(tasks=5, features="b_factors", lr=0.1, steps=3, weighting="uniform", constraint="none", head_features=True)
+    assert one == fltac(tasks=5, features="b_factors", lr=0.1, steps=3, weighting="uniform", constraint="none", head_features=True)
     assert "assign=kmeans(k=5, features='b_factors', constraint='none', head=True, restarts=50, estimate=False)" in repr(one)
     assert fltac(tasks=5, lr=0.1, steps=3, participation=0.5).sample == sample.fraction(0.5)
 

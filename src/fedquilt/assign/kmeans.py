@@ -36,7 +36,8 @@ class kmeans:
         features: see :mod:`fedquilt.assign.features`.
         constraint: ``cannot-link`` (ours) or ``none`` (the paper: scikit-learn's KMeans).
         head: whether the head's tensors count as features (the public FL-TAC code lets them; they separate tasks poorly).
-        restarts: k-means++ starts per round; the lowest inertia wins.
+        restarts: k-means++ starts per round; the lowest inertia wins. Under cannot-link the slots of every client, which are of
+            different tasks, are starts as well (ours).
         estimate: the number of clusters is not known: ``k`` is the most there may be, and every round takes the number from
             2 (under cannot-link: the most slots that one client has) to ``k`` with the largest mean silhouette (Rousseeuw 1987).
     """
@@ -67,18 +68,18 @@ class kmeans:
                 where="method.features",
                 fix="use features = 'factors' or a LoRA adapter",
             )
-        if self.features == "fisher" and (self.head or not spec.size() - spec.size("head")):
-            raise CompositionError(
-                "the squared gradients of a head are not looked at",
-                where="method.features",
-                fix="leave method.head_features out, use an adapter beside the head, or other features",
-            )
         if not self.head and not spec.size() - spec.size("head"):
             raise CompositionError(
                 f"the adapter '{spec.family}' is nothing but a head",
                 where="method.adapter",
                 why="the head does not count as a feature here",
-                fix="set head_features = true, or use a LoRA adapter",
+                fix="set features = 'factors' and head_features = true, or use a LoRA adapter",
+            )
+        if self.features == "fisher" and self.head:
+            raise CompositionError(
+                "the squared gradients of a head are not looked at",
+                where="method.features",
+                fix="leave method.head_features out, use an adapter beside the head, or other features",
             )
 
     def check_clients(self, clients: Sequence[int]) -> None:
@@ -179,9 +180,12 @@ class kmeans:
         return best[used], {"inertia": best[used].inertia, "clusters": float(used), "silhouette": scores[used]}
 
     def _afresh(self, points: Tensor, k: int, clients: list[int], now: Round) -> list[Clustering]:
-        """One clustering per k-means++ start."""
+        """One clustering per k-means++ start; under cannot-link also one from the slots of every client (at most as many)."""
         stream = numpy_generator(now.seed, "kmeans", now.number)
-        return [self._run(points, plus_plus(points, min(k, len(points)), stream), clients) for _ in range(self.restarts)]
+        firsts: list[list[int]] = [[] for _ in range(self.restarts)]
+        if self.constraint == "cannot-link":
+            firsts += own_slots(clients)[: self.restarts]
+        return [self._run(points, plus_plus(points, min(k, len(points)), stream, first), clients) for first in firsts]
 
     def _points(self, items: Stack, updates: Updates, hub: Hub, spec: Spec) -> tuple[Tensor, Tensor | None]:
         """Coordinates of the uploads ``[n, d]``, and of the bank's clusters ``[k, d]`` where the features have any."""
@@ -212,6 +216,14 @@ class kmeans:
         table = torch.zeros(int(labels.max()) + 1, dtype=torch.long)
         table[used[torch.as_tensor(cluster)]] = torch.as_tensor(row) + 1
         return table[labels]
+
+
+def own_slots(clients: Sequence[int]) -> list[list[int]]:
+    """Numbers of each client's items, of different tasks for certain, where it has several; the clients with the most first."""
+    items: dict[int, list[int]] = {}
+    for number, client in enumerate(clients):
+        items.setdefault(client, []).append(number)
+    return sorted((found for found in items.values() if len(found) > 1), key=len, reverse=True)
 
 
 def most_slots(clients: Sequence[int]) -> int:

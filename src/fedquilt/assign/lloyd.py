@@ -24,10 +24,10 @@ def squared(points: Tensor, centres: Tensor) -> Tensor:
     return torch.nan_to_num(distance, nan=float("inf"))
 
 
-def plus_plus(points: Tensor, k: int, stream: np.random.Generator) -> Tensor:
-    """k starting centres by k-means++ (Arthur & Vassilvitskii 2007); distinct items while there are any."""
-    chosen = [int(stream.integers(len(points)))]
-    for _ in range(1, k):
+def plus_plus(points: Tensor, k: int, stream: np.random.Generator, first: Sequence[int] = ()) -> Tensor:
+    """k starting centres: the items ``first``, others by k-means++ (Arthur & Vassilvitskii 2007); distinct while there are any."""
+    chosen = list(first[:k]) or [int(stream.integers(len(points)))]
+    while len(chosen) < k:
         nearest = squared(points, points[chosen]).min(1).values.numpy()
         nearest[chosen] = 0.0
         total = nearest.sum()

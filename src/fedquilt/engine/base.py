@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 import torch
@@ -16,7 +17,7 @@ from fedquilt.engine.batches import Sampler
 from fedquilt.method import ClientPlan
 from fedquilt.models.fingerprint import Look
 from fedquilt.models.network import Network
-from fedquilt.types import Job, Reply, Slot, Spec, Stack, State
+from fedquilt.types import Batch, Job, Reply, Slot, Spec, Stack, State
 
 Tick = Callable[[int], None]
 
@@ -110,9 +111,10 @@ class InProcess(ABC):
         tickets = []
         for begin in range(0, len(jobs), self.cohort):
             works = [self._work(job, bank) for job in jobs[begin : begin + self.cohort]]
+            looks = self._looks(works)
             for work, done in zip(works, self.train(works), strict=True):
                 self.issued += 1
-                self.replies[self.issued] = self._reply(work, done)
+                self.replies[self.issued] = self._reply(work, done, looks.get(work.job.slot))
                 tickets.append(self.issued)
         return tickets
 
@@ -161,7 +163,7 @@ class InProcess(ABC):
         moments = self.moments.get(job.slot) if self.client.local.memory == "persist" else None
         return Work(job, self.view.data(job.slot, job.round.number), start, moments, self._steps(job))
 
-    def _reply(self, work: Work, done: Trained) -> Reply:
+    def _reply(self, work: Work, done: Trained, look: Tensor | None) -> Reply:
         job, shared = work.job, self.client.share(work.job.round)
         private = {key: x for key, x in done.state.items() if key not in shared}
         if private:
@@ -170,15 +172,26 @@ class InProcess(ABC):
             self.moments[job.slot] = done.moments
         delta = tree.sub(tree.select(done.state, shared), tree.select(work.start, shared))
         delta = dict(self.client.wire.send(delta, job)) if delta else delta
-        asked = self.client.fingerprint and job.row == 0
-        look = self._fingerprint(work) if asked else None
         return Reply(job.slot, job.round.number, delta, float(work.data.samples), {"loss": done.loss}, look)
 
-    def _fingerprint(self, work: Work) -> Tensor:
+    def _looks(self, works: Sequence[Work]) -> dict[Slot, Tensor]:
+        """Fingerprints of the newcomers among the works, if the method asks for them."""
+        asked = [work for work in works if self.client.fingerprint and work.job.row == 0]
+        if not asked:
+            return {}
         if self.fingerprint is None:
             raise ValueError("the method asks for fingerprints, and the engine was given nothing to compute them")
-        some = self.sampler.some(work.job.slot, work.data, self.fingerprint.examples)
-        return self.fingerprint.of(some, work.start)
+        found = self.look(self.fingerprint, asked)
+        return {work.job.slot: x for work, x in zip(asked, found, strict=True)}
+
+    def look(self, how: Look, works: Sequence[Work]) -> list[Tensor]:
+        """Fingerprints of these works' data."""
+        return [how.of(self.seen(how, work), work.start) for work in works]
+
+    def seen(self, how: Look, work: Work) -> Iterator[Batch]:
+        """The batches that are looked at."""
+        some = self.sampler.some(work.job.slot, work.data, how.examples)
+        return islice(some, work.steps if how.as_trained else None)
 
 
 def starts(works: Sequence[Work], names: Sequence[str]) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedquilt import tree
 from fedquilt.engine.base import InProcess, Trained, Work, starts
+from fedquilt.models.fingerprint import Fisher, Look
 from fedquilt.models.loss import cut
 from fedquilt.types import Batch, Stack
 
@@ -65,6 +66,22 @@ class VectorisedEngine(InProcess):
             self.tick(len(batches))
         means = (total / steps).tolist()
         return [Trained(_own(x, g), _own(moments, g), means[g]) for g in range(len(works))]
+
+    def look(self, how: Look, works: Sequence[Work]) -> list[Tensor]:
+        """Squared gradients of all works side by side; other ways of looking slot by slot."""
+        if not isinstance(how, Fisher):
+            return super().look(how, works)
+        x = starts(works, how.names)
+        frozen = starts(works, [name for name in sorted(works[0].start) if name not in x])
+        squares = torch.zeros(len(works), how.size, dtype=torch.float64)
+        count = [0] * len(works)
+        streams = [self.seen(how, work) for work in works]
+        while batches := {g: batch for g, stream in enumerate(streams) if (batch := next(stream, None)) is not None}:
+            grads, _ = self._gradients(x, frozen, batches)
+            squares += torch.cat([grads[key].flatten(1) for key in how.names], 1).double().square()
+            for g in batches:
+                count[g] += 1
+        return [how.seen(squares[g], n) for g, n in enumerate(count)]
 
     def _gradients(self, x: Stack, frozen: Stack, batches: dict[int, Batch]) -> tuple[dict[str, Tensor], Tensor]:
         """Gradient of every slot's own mean loss ``[G, ...]`` and the losses ``[G]``."""

@@ -3,7 +3,8 @@
 Source: S. Ping, Y. Mao, Y. Liu, X.-P. Zhang, W. Ding. FL-TAC: Enhanced Fine-Tuning in Federated Learning via Low-Rank,
 Task-Specific Adapter Clustering. ICLR 2024 workshop on LLM agents, arXiv 2404.15384, algorithm 1.
 
-Where we differ from the paper by default: slots of one client never share a cluster; rows keep their identity over rounds;
+Where we differ from the paper by default: newcomers send, once, how steep every number of B is on their data at the common start,
+and that is what is clustered (docs/decisions/014); slots of one client never share a cluster; rows keep their identity over rounds;
 clusters are averaged by sample counts (as the authors' code does; the paper's listing is uniform); AdamW instead of plain
 gradient descent. ``features="factors", constraint="none", weighting="uniform", head_features=True`` is the paper's server step.
 """
@@ -24,7 +25,7 @@ from fedquilt.reduce.mean import Weighting
 def fltac(
     *,
     tasks: int,
-    features: Features = "b_factors",
+    features: Features = "fisher",
     constraint: Literal["cannot-link", "none"] = "cannot-link",
     head_features: bool = False,
     weighting: Weighting = "samples",
@@ -38,6 +39,7 @@ def fltac(
 
     Args:
         tasks: number of clusters K.
+        features: what is compared, see :mod:`fedquilt.assign.features`; ``b_factors`` for adapters and nothing else.
         estimate_tasks: ``tasks`` is only the most there may be; the number is estimated every round and logged.
         first_effort: factor on the local steps of round 1: wrong merges in the first round can lock in.
     """

@@ -24,9 +24,15 @@ TINY = 1e-12  # relative; below it a squared gradient counts as zero
 
 
 class Look(Protocol):
-    """A way of looking at data. ``examples``: at most so many of a slot."""
+    """A way of looking at data.
+
+    Attributes:
+        examples: at most so many of a slot.
+        as_trained: at most as many batches as the slot trains on in the same round: looking costs no more than training does.
+    """
 
     examples: int
+    as_trained: bool
 
     @property
     def size(self) -> int:
@@ -41,7 +47,7 @@ class Look(Protocol):
 class Fingerprint:
     """Mean last hidden state, by the unmodified base model: the same in kind as a sentence embedding."""
 
-    examples = 64
+    examples, as_trained = 64, False
 
     def __init__(self, base: Base) -> None:
         self.base = base
@@ -88,7 +94,7 @@ class Fisher:
     (the mean of the logarithms) is taken away: it says how hard the data is, not what it is.
     """
 
-    examples = 256
+    examples, as_trained = 256, True
 
     def __init__(self, network: Network, spec: Spec, budget: int | None = None) -> None:
         """``budget``: tokens of one pass at most, where a batch may be cut by rows."""
@@ -108,6 +114,10 @@ class Fisher:
             grads = sum(self._gradient(start, piece) * (len(piece) / len(batch)) for piece in cut(batch, self.budget))
             squares += torch.as_tensor(grads).square()
             count += 1
+        return self.seen(squares, count)
+
+    def seen(self, squares: Tensor, count: int) -> Tensor:
+        """The fingerprint ``[size]`` from the sum of ``count`` batches' squared gradients."""
         largest = squares.max()
         if not largest > 0:
             return squares.float()
