@@ -34,9 +34,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 WORDS = ("prompt", "p_tuning", "prefix")
 TRAINING: dict[str, Any] = {"lr": 1e-2, "steps": 3, "batch": 4}
+QUICK = (("fedit", "bert"), ("fedit", "vit"), ("fltac", "bert"))
 ENCODERS = ("bert", "roberta", "deberta", "deberta-v2", "vit", "dinov2")
 CASES = [
-    pytest.param(family, method, model, marks=() if model in ("bert", "vit") else pytest.mark.slow)
+    pytest.param(family, method, model, marks=() if (method, model) in QUICK else pytest.mark.slow)
     for family in FAMILIES
     for method in ("fedit", "fltac", "local_only")
     for model in ENCODERS
