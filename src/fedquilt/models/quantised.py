@@ -6,7 +6,6 @@ Adapters, heads, embeddings and layer norms stay as they are. It saves memory, n
 
 from __future__ import annotations
 
-import logging
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +36,6 @@ def load_options(config: ModelConfig) -> dict[str, Any]:
         raise ModelError(f"{bits} weights need bitsandbytes", where=where, fix="pip install 'fedquilt[quant]'")
     from transformers import BitsAndBytesConfig
 
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it says in every product that 8 bits are computed in float16
     dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
     kind = {"load_in_8bit": True} if bits == "8bit" else {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
     how = BitsAndBytesConfig(**kind, bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=list(KEPT))
