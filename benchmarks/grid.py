@@ -3,8 +3,8 @@
     FEDQUILT_DATA=FOLDER python benchmarks/grid.py [FAMILY] [--seeds 0 1 2] [--only fltac fedit-r1] [--out runs] [--set a.b=c]
 
 FAMILY is glue (the five GLUE tasks of the FL-TAC paper on MiniLM), open (what FL-TAC leaves open, on the same tasks with fewer
-steps), cifar (CIFAR-10 and CIFAR-100 on a ViT-S/14) or dolly (the eight categories of Dolly-15k on SmolLM2; losses); without one
-all are run. Finished runs are kept, interrupted ones resumed; at the end a Markdown table of mean and standard deviation over the
+steps), fedtt (FedTT and what it is compared with, on SST-2; other tasks and numbers of clients by --set), cifar (CIFAR-10 and
+CIFAR-100 on a ViT-S/14) or dolly (the eight categories of Dolly-15k on SmolLM2; losses); without one all are run. Finished runs are kept, interrupted ones resumed; at the end a Markdown table of mean and standard deviation over the
 seeds is printed, with the clustering accuracy after every round.
 """
 
@@ -43,6 +43,10 @@ FAMILIES = {
         *("b-factors-third", "history-third", "fisher-third", "fingerprint-third"),
         *("b-factors-arriving", "fisher-arriving", "fingerprint-arriving", "fingerprint-arriving-estimate"),
         *("b-factors-places", "fingerprint-places"),
+    ),
+    "fedtt": (
+        *("fedtt", "fedtt-plus", "fedtt-plus-single", "lora-r8", "lora-r4", "ffa-lora", "rolora"),
+        *("bitfit", "bottleneck", "prefix", "prompt", "p-tuning", "ia3"),
     ),
     "cifar": ("fltac", "fedit-r1", "fedit-r2", "local", "centralised"),
     "dolly": ("fltac", "fedit-r8", "local", "centralised", "fltac-split", "fedit-split"),

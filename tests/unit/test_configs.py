@@ -11,6 +11,7 @@ from fedquilt.cli.demos import DEMOS
 from fedquilt.data.assets import ASSETS, MODELS
 from fedquilt.models.shapes import SHAPES
 from fedquilt.runs import registry
+from fedquilt.runs.build import make_method
 from fedquilt.runs.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +27,10 @@ def test_a_shipped_configuration_is_valid(path: Path, monkeypatch: pytest.Monkey
     builder = registry.load("fedquilt.methods", config.method["name"])
     wanted = registry.schema(builder).model_fields
     registry.options(builder, {**({"tasks": len(config.tasks)} if "tasks" in wanted else {}), **given}, "method")
-    registry.options(registry.load("fedquilt.adapters", "lora"), config.adapter, "adapter", ("base", "seed", "heads"))
+    family = make_method(config, len(config.tasks)).adapter
+    own = {key: value for key, value in config.adapter.items() if key != "family"}
+    assert config.adapter.get("family", family) == family
+    registry.options(registry.load("fedquilt.adapters", family), own, "adapter", ("base", "seed", "heads"))
     assert config.model.name.removeprefix("asset:") in (SHAPES if path.parent.name == "paper" else MODELS)
 
 
