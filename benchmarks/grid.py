@@ -4,8 +4,9 @@
 
 FAMILY is glue (the five GLUE tasks of the FL-TAC paper on MiniLM), open (what FL-TAC leaves open, on the same tasks with fewer
 steps), fedtt (FedTT and what it is compared with, on SST-2; other tasks and numbers of clients by --set), cifar (CIFAR-10 and
-CIFAR-100 on a ViT-S/14) or dolly (the eight categories of Dolly-15k on SmolLM2; losses); without one all are run. Finished runs are kept, interrupted ones resumed; at the end a Markdown table of mean and standard deviation over the
-seeds is printed, with the clustering accuracy after every round.
+CIFAR-100 on a ViT-S/14) or dolly (the eight categories of Dolly-15k on SmolLM2; losses); without one all are run.
+Finished runs are kept, interrupted ones resumed; at the end a Markdown table of mean and standard deviation over the seeds is
+printed, with the clustering accuracy after every round.
 """
 
 from __future__ import annotations
