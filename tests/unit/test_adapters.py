@@ -96,6 +96,23 @@ def test_families_on_roberta(family: str, options: Mapping[str, Any], size: int)
     assert spec_of(family, ROBERTA, **options).counts()["adapter"] == size
 
 
+@pytest.mark.parametrize(("layers", "size"), [(1, 8_192), (3, 24_576), (6, 49_152), (12, 98_304), (24, 196_608), (None, 196_608)])
+def test_lora_on_the_last_layers(layers: int | None, size: int) -> None:
+    """The baseline of FedTT's comparison with RoLoRA: rank 2 on the last blocks of RoBERTa-large."""
+    spec = spec_of("lora", LARGE, rank=2, layers=layers)
+    assert spec.counts()["adapter"] == size
+    blocks = {int(leaf.name.split(".")[3]) for leaf in spec.leaves if leaf.role != "head"}
+    assert blocks == set(range(24 - (layers or 24), 24))
+
+
+@pytest.mark.parametrize("family", ["lora", "tt", "bottleneck", "ia3"])
+def test_families_on_the_last_layers(family: str) -> None:
+    whole, part = (spec_of(family, ROBERTA, layers=layers).counts()["adapter"] for layers in (12, 3))
+    assert whole == 4 * part
+    with pytest.raises(ModelError, match="has 12 blocks, not 13"):
+        spec_of(family, ROBERTA, layers=13)
+
+
 def test_families_on_other_models() -> None:
     assert spec_of("ssf", VIT, "image", 10).counts()["adapter"] == 205_824
     assert spec_of("bitfit", DEBERTA).counts()["adapter"] == 102_914 - 2  # the classifier's bias is the head's
@@ -332,7 +349,7 @@ def test_what_a_family_cannot_do_is_refused() -> None:
     with pytest.raises(ModelError, match="no biases"):
         bitfit(llama, seed=0)
     base = base_of("bert")
-    with pytest.raises(ModelError, match="has 2 blocks"):
+    with pytest.raises(ModelError, match="has 2 blocks, not 3"):
         last_layers(base, seed=0, layers=3)
     with pytest.raises(ConfigError, match="cannot be one per task"):
         tt(base, seed=0, heads=3, head="per-task")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from fedquilt.errors import ConfigError, did_you_mean
@@ -16,6 +17,7 @@ from fedquilt.models.prompts import Prompt
 from fedquilt.types import Leaf, Spec, State
 
 HeadPolicy = Literal["federated", "per-task", "private", "frozen"]
+Layers = Annotated[int | None, Field(ge=1)]  # of the last so many blocks only; None: of all
 HEAD_POLICIES: tuple[str, ...] = get_args(HeadPolicy)
 
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedquilt.adapters.base import Adapter, HeadPolicy, Inserted, as_dtype, head_leaves
+from fedquilt.adapters.base import Adapter, HeadPolicy, Inserted, Layers, as_dtype, head_leaves
 from fedquilt.models.loading import Base
 from fedquilt.models.roles import resolve, sides
 from fedquilt.rng import generator
@@ -43,18 +43,20 @@ def bottleneck(
     heads: int = 1,
     bottleneck: Annotated[int, Field(ge=1)] = 64,
     targets: tuple[str, ...] = ("o", "down"),
+    layers: Layers = None,
     activation: Activation = "gelu",
     head: HeadPolicy = "federated",
 ) -> Adapter:
-    """Houlsby adapters behind the maps with the given roles (Pfeiffer et al. 2021, arXiv 2005.00247: ``targets = ["down"]``).
+    """Houlsby adapters behind the maps with the given roles, of the last ``layers`` blocks.
 
+    ``targets = ["down"]`` is the adapter of Pfeiffer et al. 2021 (arXiv 2005.00247).
     W_down starts uniform in +-1/sqrt(in), as torch's linear maps do, everything else at zero: the adapted model equals the base
     (Houlsby: N(0, 0.01), nearly). Its layer norms stay frozen here, where Houlsby trains them.
 
     Raises:
         ModelError: a role without a matching linear map.
     """
-    modules = resolve(base.model, base.model_type, targets)
+    modules = resolve(base.model, base.model_type, targets, layers)
     leaves: list[Leaf] = []
     init: dict[str, Tensor] = {}
     for index, name in enumerate(modules):

@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from fedquilt.adapters.base import Adapter, HeadPolicy, as_dtype, head_leaves
+from fedquilt.adapters.base import Adapter, HeadPolicy, Layers, as_dtype, head_leaves
 from fedquilt.models.loading import Base
 from fedquilt.models.roles import resolve, sides
 from fedquilt.rng import generator
@@ -24,9 +24,10 @@ def lora(
     alpha: Annotated[float, Field(gt=0)] = 16.0,
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
     targets: tuple[str, ...] = ("q", "v"),
+    layers: Layers = None,
     head: HeadPolicy = "federated",
 ) -> Adapter:
-    """LoRA on the maps with the given roles, plus the head.
+    """LoRA on the maps with the given roles (of the last ``layers`` blocks), plus the head.
 
     The start is peft's: A uniform in +-1/sqrt(in) (Kaiming with a = sqrt 5), B zero, so the adapted model equals the base and
     the first gradient of A is exactly zero. A is drawn once from the seed and shared by all clients.
@@ -34,7 +35,7 @@ def lora(
     Raises:
         ModelError: a role without a matching linear map.
     """
-    modules = resolve(base.model, base.model_type, targets)
+    modules = resolve(base.model, base.model_type, targets, layers)
     leaves: list[Leaf] = []
     init = {}
     for index, name in enumerate(modules):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedquilt.adapters.base import Adapter, HeadPolicy, Inserted, as_dtype, head_leaves
+from fedquilt.adapters.base import Adapter, HeadPolicy, Inserted, Layers, as_dtype, head_leaves
 from fedquilt.adapters.whole import weight_leaves
 from fedquilt.errors import ModelError
 from fedquilt.models.inserts import Insert
@@ -88,6 +88,7 @@ def ia3(
     seed: int,
     heads: int = 1,
     targets: tuple[str, ...] = ("k", "v", "down"),
+    layers: Layers = None,
     head: HeadPolicy = "federated",
 ) -> Adapter:
     """IA3 (Liu et al. 2022, arXiv 2205.05638): keys, values and the second feed-forward map's input times a vector, ones at first.
@@ -99,7 +100,7 @@ def ia3(
         ModelError: a role without a matching linear map.
     """
     reading = set(resolve(base.model, base.model_type, ("down",))) if "down" in targets else set()
-    modules = resolve(base.model, base.model_type, targets)
+    modules = resolve(base.model, base.model_type, targets, layers)
     lengths = {name: sides(base.model.get_submodule(name))[1 if name in reading else 0] for name in modules}
     vectors = {f"{name}/ia3": torch.ones(length) for name, length in lengths.items()}
     return _family("ia3", base, vectors, "scale", {name: Scale(name in reading) for name in modules}, head, heads, targets)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -11,9 +10,8 @@ from pydantic import Field
 from fedquilt.adapters.base import Adapter, HeadPolicy, as_dtype, head_leaves
 from fedquilt.errors import ModelError
 from fedquilt.models.loading import Base
+from fedquilt.models.roles import in_last
 from fedquilt.types import Leaf, Spec
-
-BLOCK = re.compile(r"\.(layer|layers|h)\.(\d+)\.")
 
 
 def head(base: Base, *, seed: int, heads: int = 1, head: HeadPolicy = "federated") -> Adapter:
@@ -50,11 +48,8 @@ def last_layers(
     Raises:
         ModelError: fewer blocks, or none under a known name; a quantised base.
     """
-    found = [(int(hit[2]), name) for name, _ in base.model.named_parameters() if (hit := BLOCK.search(name))]
-    blocks = 1 + max((number for number, _ in found), default=-1)
-    if blocks < layers:
-        raise ModelError(f"'{base.name}' has {blocks} blocks", where="adapter.layers", fix=f"at most {blocks}")
-    return weight_leaves("last_layers", base, [name for number, name in found if number >= blocks - layers], head, heads)
+    names = [name for name, _ in base.model.named_parameters()]
+    return weight_leaves("last_layers", base, in_last(names, layers), head, heads)
 
 
 def weight_leaves(family: str, base: Base, names: Sequence[str], head: str, heads: int, role: str = "weight") -> Adapter:

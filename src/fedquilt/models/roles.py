@@ -13,6 +13,7 @@ from torch import nn
 
 from fedquilt.errors import ModelError, did_you_mean
 
+BLOCK = re.compile(r"\.(layer|layers|h)\.(\d+)\.")
 ROLES = ("q", "k", "v", "o", "up", "down")
 
 _BERT = {
@@ -78,13 +79,16 @@ def sides(module: nn.Module) -> tuple[int, int]:
     return columns, rows  # Conv1D
 
 
-def resolve(model: nn.Module, model_type: str, roles: Sequence[str]) -> tuple[str, ...]:
+def resolve(model: nn.Module, model_type: str, roles: Sequence[str], layers: int | None = None) -> tuple[str, ...]:
     """Names of the linear modules of ``model`` with one of the ``roles``, in model order.
 
     A name that is no role is taken as the ending of a module name, so other architectures work too.
 
+    Args:
+        layers: of the last so many blocks only.
+
     Raises:
-        ModelError: unknown role, or a role without a matching module.
+        ModelError: unknown role, a role without a matching module, or fewer blocks.
     """
     table = TABLE.get(model_type, {})
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) or transposed(module)]
@@ -101,4 +105,18 @@ def resolve(model: nn.Module, model_type: str, roles: Sequence[str]) -> tuple[st
                 fix=did_you_mean(role, known),
             )
         found.update(hits)
-    return tuple(name for name in linears if name in found)
+    chosen = found if layers is None else set(in_last(sorted(found), layers))
+    return tuple(name for name in linears if name in chosen)
+
+
+def in_last(names: Sequence[str], layers: int) -> list[str]:
+    """Those of the ``names`` (of modules or parameters) that are in the last ``layers`` blocks.
+
+    Raises:
+        ModelError: fewer blocks, or none under a known name.
+    """
+    numbers = {name: int(hit[2]) for name in names if (hit := BLOCK.search(f"{name}."))}
+    blocks = 1 + max(numbers.values(), default=-1)
+    if blocks < layers:
+        raise ModelError(f"the model has {blocks} blocks, not {layers}", where="adapter.layers", fix=f"at most {blocks}")
+    return [name for name, number in numbers.items() if number >= blocks - layers]

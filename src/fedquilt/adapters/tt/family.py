@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedquilt.adapters.base import Adapter, HeadPolicy, Inserted, as_dtype, head_leaves
+from fedquilt.adapters.base import Adapter, HeadPolicy, Inserted, Layers, as_dtype, head_leaves
 from fedquilt.adapters.bottleneck import ACTIVATIONS, Activation
 from fedquilt.adapters.tt.maps import Way, multiply, spread
 from fedquilt.adapters.tt.shapes import Shape, shape_of
@@ -110,6 +110,7 @@ def tt(
     rank: Annotated[int, Field(ge=1)] = 5,
     bottleneck: Annotated[int, Field(ge=1)] = 64,
     targets: tuple[str, ...] = ("o", "down"),
+    layers: Layers = None,
     activation: Activation = "tanh",
     bias: bool = True,
     classifier: Literal["tensorized", "dense"] = "tensorized",
@@ -118,7 +119,7 @@ def tt(
     way: Way | None = None,
     head: HeadPolicy = "federated",
 ) -> Adapter:
-    """Tensor-train adapters behind the maps with the given roles, plus the head.
+    """Tensor-train adapters behind the maps with the given roles (of the last ``layers`` blocks), plus the head.
 
     Args:
         rank: of every inner bond. A map that splits is of this rank, whatever ``bottleneck`` is.
@@ -134,7 +135,7 @@ def tt(
         ModelError: a role without a matching linear map.
         ConfigError: a tensorised classifier with one head per task; a way that a shape does not allow.
     """
-    modules = resolve(base.model, base.model_type, targets)
+    modules = resolve(base.model, base.model_type, targets, layers)
     hidden = _hidden(base) if classifier == "tensorized" else ""
     if hidden and heads > 1:
         fix = "set adapter.classifier = 'dense', or another head policy"
