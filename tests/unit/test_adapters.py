@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -357,6 +357,16 @@ def test_what_a_family_cannot_do_is_refused() -> None:
     config = ModelConfig(name=LARGE)
     with pytest.raises(ConfigError, match="no split"):
         tt(meta_base(find_shape(config), config, "text", 2), seed=0, way="contract")
+
+
+@pytest.mark.parametrize("kind", [*ENCODERS, "vit", "dinov2"])
+def test_every_norm_is_found(kind: str) -> None:
+    """Two parameters of length d, one of them called bias, at a module that has no other."""
+    base = base_of(kind)
+    wanted = {name for name, module in base.model.named_modules() if {p for p, _ in module.named_parameters(recurse=False)} ==
+              {"weight", "bias"} and cast(Tensor, module.weight).dim() == 1}  # fmt: skip
+    assert {leaf.name.partition("/")[0] for leaf in layer_norms(base, seed=0).spec.leaves if leaf.role == "norm"} == wanted
+    assert wanted <= {leaf.name.partition("/")[0] for leaf in ssf(base, seed=0).spec.leaves}
 
 
 def test_cores_know_their_place() -> None:

@@ -125,8 +125,14 @@ def bitfit(base: Base, *, seed: int, heads: int = 1, head: HeadPolicy = "federat
 
 
 def layer_norms(base: Base, *, seed: int, heads: int = 1, head: HeadPolicy = "federated") -> Adapter:
-    """Scale and shift of every norm of the base (Llama: scale)."""
+    """Scale and shift of every norm of the base (Llama: scale).
+
+    Raises:
+        ModelError: no norm is found.
+    """
     norms = dict(_norms(base))
+    if not norms:
+        raise ModelError(f"'{base.name}' has no norms to train", where="adapter.family", fix="choose another family, such as lora")
     inserts = {
         name: Norm(copy.deepcopy(module), tuple(part for part, _ in module.named_parameters())) for name, module in norms.items()
     }
@@ -176,8 +182,9 @@ def _backbone(base: Base) -> Iterator[tuple[str, Any]]:
 
 
 def _norms(base: Base) -> Iterator[tuple[str, nn.Module]]:
+    """By the name of their class: Llama's and DeBERTa's are their own."""
     for name, module in base.model.named_modules():
-        if isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("RMSNorm"):
+        if type(module).__name__.endswith(("LayerNorm", "RMSNorm")):
             yield name, module
 
 
