@@ -37,6 +37,8 @@ class Evaluator:
     heads: Mapping[str, int] = field(default_factory=dict)
     texts: TextScores | None = None
     """Scores of generation tasks; None where there are none."""
+    virtual: int = 0
+    """Tokens that the model puts before every row."""
     _batches: dict[str, list[Batch]] = field(default_factory=dict)
 
     def __call__(self, hub: Hub, engine: Engine, shared: bool) -> dict[str, Any]:
@@ -124,7 +126,7 @@ class Evaluator:
         if task.name not in self._batches:
             lengths = task.evaluation.lengths
             order = task.evaluation.usable(np.argsort(lengths, kind="stable"))
-            part = (np.cumsum(lengths[order]) - 1) // EVALUATION_TOKENS
+            part = (np.cumsum(lengths[order] + self.virtual) - 1) // EVALUATION_TOKENS
             head = self.heads.get(task.name, 0)
             self._batches[task.name] = [
                 assemble([(task, head, int(i)) for i in order[part == p]], 0, split="evaluation") for p in np.unique(part)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -14,22 +15,26 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from fedquilt import tree
+from fedquilt import load_adapter, tree
 from fedquilt.adapters.base import Adapter
 from fedquilt.adapters.bottleneck import bottleneck
+from fedquilt.adapters.export import write
 from fedquilt.adapters.lora import lora
 from fedquilt.adapters.prompts import p_tuning, prefix, prompt
 from fedquilt.adapters.tt.family import tt
 from fedquilt.adapters.tt.maps import dense
 from fedquilt.adapters.vectors import bitfit, ia3, layer_norms, ssf
 from fedquilt.adapters.whole import head, last_layers
-from fedquilt.errors import ConfigError, ModelError
+from fedquilt.assign.features import standardised
+from fedquilt.errors import ConfigError, ModelError, StateError
 from fedquilt.models.loading import Base, ModelConfig, load
+from fedquilt.models.loss import cut
 from fedquilt.models.meta import Use, find_shape, meta_base
 from fedquilt.models.network import batches_adapters, network
 from fedquilt.models.padded import Padded, additive_mask, pad
 from fedquilt.models.prompts import Prompt
 from fedquilt.runs import registry
+from fedquilt.testing import build_tiny, run_tiny, tiny_config
 from fedquilt.types import Batch, Leaf, Spec
 
 # peft asks transformers for something by its old name
@@ -316,6 +321,43 @@ def test_virtual_tokens_stand_before_every_row() -> None:
     kinds, own = (x.types.split(x.lengths.tolist()) for x in (longer, batch))
     assert all(a.tolist() == [0, 0, *b.tolist()] for a, b in zip(kinds, own, strict=True))
     assert Prompt("prefix", 2).before(batch, 1000) is batch
+
+
+def test_virtual_tokens_count_in_passes() -> None:
+    """A pass of a prompt of 30 holds as many rows as one of texts that are 30 tokens longer."""
+    batch = batch_of(12, 1)
+    pieces = cut(batch, 100, 30)
+    assert all(int((piece.lengths + 30).sum()) <= 100 + int(piece.lengths.max()) + 30 for piece in pieces)
+    assert len(pieces) > len(cut(batch, 100)) + 2
+    assert sorted(torch.cat([piece.keys for piece in pieces]).tolist()) == sorted(batch.keys.tolist())
+    for family, options, virtual in (("prompt", {"tokens": 7}, 7), ("prefix", {"tokens": 7}, 0), ("lora", {}, 0)):
+        built = build_tiny(tiny_config("fedit", method={"lr": 0.1, "steps": 1}, adapter={"family": family, **options}))
+        engine: Any = built.engine
+        assert (engine.virtual, built.evaluator.virtual) == (virtual, virtual)
+        engine.token_budget = 60
+        seen = engine._pieces({g: batch_of(4, 1) for g in range(3)})
+        assert len(seen) == {0: 3, 7: 6}[virtual]
+
+
+def test_a_model_takes_one_loaded_adapter(tmp_path: Path) -> None:
+    base = base_of("bert")
+    adapter = bitfit(base, seed=0)
+    write(base, adapter, adapter.init, tmp_path, "test")
+    model = load_adapter(tmp_path, copy.deepcopy(base.model))
+    with pytest.raises(StateError, match="already has the adapter"):
+        load_adapter(tmp_path, model)
+
+
+@pytest.mark.parametrize("family", ["tt", "bottleneck"])
+def test_numbers_without_a_gradient_say_nothing_to_the_clustering(family: str) -> None:
+    """What stands before a map of zeros has no gradient at the start: in no slot, so nothing is left of it."""
+    options = {"rank": 2, "bottleneck": 8} if family == "tt" else {"bottleneck": 4}
+    found = run_tiny(tiny_config("fltac", method={"lr": 1e-2, "steps": 3}, adapter={"family": family, **options}), rounds=1)
+    sent = found.hub.memory["history/fingerprint"]
+    dead = (sent == 0).all(0)
+    assert 0.3 < float(dead.float().mean()) < 0.9
+    assert bool((standardised(sent)[:, dead] == 0).all())
+    assert bool((sent[:, ~dead].std(0) > 0).all())
 
 
 def test_prompts_need_words_and_prefixes_an_attention_that_takes_them() -> None:

@@ -196,9 +196,13 @@ def test_an_impossible_comparison_is_left_out_with_a_reason(tiny: Callable[..., 
 
 
 def test_a_family_other_than_lora_has_no_count_in_the_paper(tiny: Callable[..., RunConfig]) -> None:
-    found = by_method(cost(tiny("fedit", method={"adapter": "head"}, adapter={"rank": None})))
-    assert found["fedit"].paper is None
-    assert found["fedit"].total == found["fedit"].head == 3 * 16 + 3
+    for where in ({"method": {"adapter": "head"}, "adapter": {"rank": None}}, {"adapter": {"family": "head", "rank": None}}):
+        found = by_method(cost(tiny("fedit", **where)))
+        assert found["fedit (head)"].paper is None
+        assert found["fedit (head)"].total == found["fedit (head)"].head == 3 * 16 + 3
+        assert found["fedit"].rank == 16, "what it is compared with stays"
+    whole = [line.method for line in cost(tiny("fedit", adapter={"family": "full", "rank": None})).lines]
+    assert whole == ["fltac", "fedit", "full"]
 
 
 # -- where sizes come from ---------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
+from tiny import tiny_config
 from uploads import SPEC, state
 
 from fedquilt.errors import StateError
@@ -16,6 +19,7 @@ from fedquilt.meter import Meter
 from fedquilt.models.loading import ModelConfig
 from fedquilt.models.meta import find_shape, meta_base
 from fedquilt.runs import registry
+from fedquilt.runs.plan import plan
 from fedquilt.types import Job, Leaf, Reply, Round, Slot
 from fedquilt.wire import message
 
@@ -84,6 +88,16 @@ def test_what_is_no_message_is_refused() -> None:
     wrong = save({"F32": torch.ones(3)}, metadata={"layout": message.layout([leaf])})
     with pytest.raises(StateError, match=r"\(3,\) numbers"):
         message.decode(wrong, [leaf])
+
+
+def test_the_plan_says_when_rounds_differ(tmp_path: Path) -> None:
+    def notes(method: str, **more: Any) -> list[str]:
+        return [note for note in plan(tiny_config(tmp_path, method, **more)).notes if "round to round" in note]
+
+    assert not notes("fedit")
+    found = notes("rolora", adapter={"rank": 2, "targets": ["down"]})
+    low, high = (int(number.replace(",", "")) for number in re.findall(r"[\d,]+(?= to | bytes)", found[0]))
+    assert high - low == 2 * 2 * 4 * (32 - 16)  # two maps of rank 2 from 32 to 16
 
 
 def test_rounds_and_clients_are_counted_both_ways() -> None:

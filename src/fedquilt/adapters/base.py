@@ -50,6 +50,11 @@ class Adapter:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def virtual(self) -> int:
+        """Tokens that the model reads before the words of every row."""
+        return self.prompt.tokens if self.prompt is not None and self.prompt.kind == "input" else 0
+
+    @property
     def inserted(self) -> frozenset[str]:
         """Names of the leaves that inserts use."""
         return frozenset(f"{module}/{part}" for module, insert in self.inserts.items() for part in insert.parts)

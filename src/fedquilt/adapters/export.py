@@ -173,7 +173,7 @@ def _own_card(base: Base, title: str) -> str:
     if base.head:
         kind = "Sequence" if base.transform is None else "Image"
         made = f"AutoModelFor{kind}Classification.from_pretrained("
-        made += f'"{base.source}", num_labels={int(base.model.config.num_labels)})'
+        made += f'"{base.source}", num_labels={int(base.model.config.num_labels)}, ignore_mismatched_sizes=True)'
     else:
         kind, made = "", f'AutoModelForCausalLM.from_pretrained("{base.source}")'
     name = made.partition(".")[0]

@@ -17,6 +17,7 @@ from fedquilt.models.prompts import EMBEDDING, ENCODER, Prompt, key_heads
 from fedquilt.rng import generator
 from fedquilt.types import Leaf, Spec
 
+PREFIXED = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "llama", "gpt2")
 Tokens = Annotated[int, Field(ge=1)]
 
 
@@ -68,12 +69,12 @@ def prefix(base: Base, *, seed: int, heads: int = 1, tokens: Tokens = 8, head: H
     attention has more to look at.
 
     Raises:
-        ModelError: a model of images, or one whose attention is its own (DeBERTa).
+        ModelError: a model of images, or an architecture whose attention is not known to take a prefix (DeBERTa).
     """
     _words(base, "prefix tuning")
-    if base.model_type.startswith("deberta"):
-        fix = "choose another family, such as prompt or lora"
-        raise ModelError(f"no prefix tuning for '{base.model_type}'", where="adapter.family", why="attention is its own", fix=fix)
+    if base.model_type not in PREFIXED:
+        why, fix = f"tested with {', '.join(PREFIXED)}", "choose another family, such as prompt or lora"
+        raise ModelError(f"no prefix tuning for '{base.model_type}'", where="adapter.family", why=why, fix=fix)
     config = base.model.config
     depth = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     width = 2 * int(config.num_hidden_layers) * key_heads(config) * int(depth)

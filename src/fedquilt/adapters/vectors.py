@@ -16,7 +16,7 @@ from fedquilt.adapters.whole import weight_leaves
 from fedquilt.errors import ModelError
 from fedquilt.models.inserts import Insert
 from fedquilt.models.loading import Base
-from fedquilt.models.roles import ROLES, resolve, sides
+from fedquilt.models.roles import ROLES, TABLE, resolve, sides
 from fedquilt.types import Leaf, Spec, State
 
 
@@ -141,10 +141,16 @@ def layer_norms(base: Base, *, seed: int, heads: int = 1, head: HeadPolicy = "fe
 
 
 def ssf(base: Base, *, seed: int, heads: int = 1, head: HeadPolicy = "federated") -> Adapter:
-    """SSF (Lian et al. 2022, arXiv 2210.08823): a scale and a shift behind every linear map, norm and patch embedding.
+    """SSF (Lian et al. 2022, arXiv 2210.08823): a scale and a shift behind all maps with a role, norms and patch embedding.
 
     They start at exactly 1 and 0 (the paper: normal around them, deviation 0.02), so the adapted model equals the base.
+
+    Raises:
+        ModelError: an architecture without a table of roles.
     """
+    if base.model_type not in TABLE:
+        fix = "choose another family, such as lora with adapter.targets"
+        raise ModelError(f"no SSF for '{base.model_type}'", where="adapter.family", why="its maps' roles are not known", fix=fix)
     table = resolve(base.model, base.model_type, ROLES)
     widths = {name: sides(base.model.get_submodule(name))[0] for name in table}
     widths |= {name: len(next(module.parameters())) for name, module in _norms(base)}
@@ -184,7 +190,7 @@ def _backbone(base: Base) -> Iterator[tuple[str, Any]]:
 def _norms(base: Base) -> Iterator[tuple[str, nn.Module]]:
     """By the name of their class: Llama's and DeBERTa's are their own."""
     for name, module in base.model.named_modules():
-        if type(module).__name__.endswith(("LayerNorm", "RMSNorm")):
+        if type(module).__name__.endswith(("LayerNorm", "RMSNorm", "NoNorm")):
             yield name, module
 
 

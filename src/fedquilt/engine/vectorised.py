@@ -41,9 +41,12 @@ class VectorisedEngine(InProcess):
 
     packed = True
 
-    def __init__(self, *args: Any, one_by_one: bool = False, token_budget: int = TOKEN_BUDGET, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, one_by_one: bool = False, token_budget: int = TOKEN_BUDGET, virtual: int = 0, **kwargs: Any
+    ) -> None:
+        """``virtual``: tokens that the model puts before every row."""
         super().__init__(*args, **kwargs)
-        self.one_by_one, self.token_budget = one_by_one, token_budget
+        self.one_by_one, self.token_budget, self.virtual = one_by_one, token_budget, virtual
 
     def train(self, works: Sequence[Work]) -> list[Trained]:
         """All works side by side."""
@@ -104,7 +107,7 @@ class VectorisedEngine(InProcess):
         tokens = 0
         most = 1 if self.one_by_one else max(1, COLUMN_BUDGET // max(1, self.spec.rank))
         for slot, batch in batches.items():
-            size = int(batch.lengths.sum())
+            size = int(batch.lengths.sum()) + self.virtual * len(batch)
             if bundle and (tokens + size > self.token_budget or len(bundle) == most):
                 pieces += self._bundle(bundle)
                 bundle, tokens = [], 0
@@ -118,7 +121,9 @@ class VectorisedEngine(InProcess):
         # A model that runs one adapter at a time may have masks shared by a batch (DeBERTa): never cut it.
         if self.one_by_one or len(bundle) > 1:
             return [Piece(slots, whole, torch.ones(len(bundle)))]
-        return [Piece(slots, piece, torch.tensor([len(piece) / len(whole)])) for piece in cut(whole, self.token_budget)]
+        return [
+            Piece(slots, piece, torch.tensor([len(piece) / len(whole)])) for piece in cut(whole, self.token_budget, self.virtual)
+        ]
 
 
 def _own(stack: Stack, g: int) -> dict[str, Tensor]:

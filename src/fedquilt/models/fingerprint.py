@@ -118,11 +118,13 @@ class Fisher:
 
     def seen(self, squares: Tensor, count: int) -> Tensor:
         """The fingerprint ``[size]`` from the sum of ``count`` batches' squared gradients."""
-        largest = squares.max()
+        largest, live = squares.max(), squares > 0
         if not largest > 0:
             return squares.float()
         logs = (squares / count + TINY * largest / count).log()
-        return (logs - logs.mean()).float()
+        # A number without any gradient (all of a bottleneck before its last map, which starts at zero) says nothing: it must not
+        # get the floor, which depends on the slot and would stand there as often as there are such numbers.
+        return torch.where(live, logs - logs[live].mean(), 0.0).float()
 
     def _gradient(self, start: State, batch: Batch) -> Tensor:
         leaves = {key: start[key][None].detach().requires_grad_() for key in self.names}

@@ -32,13 +32,16 @@ def slot_means(rows: Tensor, owner: Tensor, slots: int) -> Tensor:
     return torch.zeros(slots, dtype=rows.dtype).index_add(0, owner, rows) / count
 
 
-def cut(batch: Batch, budget: int | None) -> list[Batch]:
+def cut(batch: Batch, budget: int | None, extra: int = 0) -> list[Batch]:
     """Rows of similar length together, about ``budget`` tokens at a time; the batch itself where it fits (None: always).
+
+    ``extra``: virtual tokens that the model puts before every row.
 
     The mean loss of the batch is the sum of the pieces' means, each times its share of the rows.
     """
-    if budget is None or int(batch.lengths.sum()) <= budget:
+    lengths = batch.lengths + extra
+    if budget is None or int(lengths.sum()) <= budget:
         return [batch]
-    order = torch.sort(batch.lengths, stable=True).indices
-    part = (torch.cumsum(batch.lengths[order], 0) - 1) // budget
+    order = torch.sort(lengths, stable=True).indices
+    part = (torch.cumsum(lengths[order], 0) - 1) // budget
     return [batch.pick(order[part == p]) for p in torch.unique(part).tolist()]

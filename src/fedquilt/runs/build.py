@@ -178,12 +178,12 @@ def assemble(config: RunConfig, base: Base, tasks: Mapping[str, Task], parts: Pa
     look = looks[program.client.fingerprint]() if program.client.fingerprint else None
     options: dict[str, Any] = {"cohort": config.cohort, "tick": tick, "fingerprint": look}
     if engine_class.packed:
-        options |= {"one_by_one": not batched, "token_budget": budget}
+        options |= {"one_by_one": not batched, "token_budget": budget, "virtual": adapter.virtual}
     engine = engine_class(view, adapter.spec, program.client, runner, config.seed, **options)
     texts = None
     if not base.head:
         texts = TextScores(cast(TextNetwork, runner), base.tokenizer, config.evaluation.generate, config.evaluation.max_new)
-    evaluator = Evaluator(runner, view, adapter.spec, engine.heads, texts)
+    evaluator = Evaluator(runner, view, adapter.spec, engine.heads, texts, adapter.virtual)
     return Built(config, base, adapter, method, program, tasks, parts, view, runner, engine, evaluator)
 
 
@@ -197,6 +197,9 @@ def check_room(config: RunConfig, base: Base, adapter: Adapter) -> None:
     if adapter.prompt is None or most is None:
         return
     most = int(most) - (int(base.model.config.pad_token_id) + 1 if base.model_type in ROBERTA else 0)
+    if adapter.prompt.tokens > most - 4:
+        what = f"{adapter.prompt.tokens} virtual tokens leave no room for words in {most} positions"
+        raise ConfigError(what, where="adapter.tokens", fix=f"at most {most - 4}")
     if config.model.max_length + adapter.prompt.tokens > most:
         raise ConfigError(
             f"texts of {config.model.max_length} tokens and {adapter.prompt.tokens} virtual ones are more than {most} positions",

@@ -130,7 +130,8 @@ def _variants(config: RunConfig, fltac_rank: int, fedit_rank: int) -> dict[str, 
         "fedit": _other(config, "fedit", "lora", {**shared, "rank": fedit_rank}),
         "full": _other(config, "fedit", "full", head),  # FedAvg of the whole model
     }
-    own = "full" if config.method.get("adapter") == "full" else str(config.method["name"])
+    family, name = config.adapter.get("family", config.method.get("adapter", "lora")), str(config.method["name"])
+    own = name if family == "lora" or name not in compared else "full" if family == "full" else f"{name} ({family})"
     return compared | {own: config} if own in compared else {own: config, **compared}
 
 

@@ -54,6 +54,9 @@ def plan(config: RunConfig) -> Plan:
     if client.fingerprint:
         more = fingerprint_size(built.fingerprint)
         notes.append(f"every slot sends a fingerprint of its data once: {more:,} bytes more in its first upload")
+    sizes = {message_size(spec, client, Round(number, config.seed)) for number in range(1, config.rounds + 1)}
+    if len(sizes) > 1:
+        notes.append(f"what travels changes from round to round: {min(sizes):,} to {max(sizes):,} bytes a slot; shown is round 1")
     trained = [leaf for leaf in spec.leaves if leaf.name in client.train(now)]
     return Plan(
         method=repr(built.method),

@@ -14,18 +14,23 @@ from fedquilt.models.inserts import Owners, hook
 from fedquilt.models.loading import HEADS, Base
 from fedquilt.runs import registry
 
+LOADED = "fedquilt_adapter"
+
 
 def load_adapter(folder: str | Path, model: Any) -> Any:
     """A transformers ``model`` with the adapter in ``folder`` (a row that ``fedquilt export`` wrote) put into it.
 
-    The model is changed: forward hooks on the adapted modules, and the adapter's head in the place of its own.
+    The model is changed: forward hooks on the adapted modules, the adapter's head in the place of its own. It takes one adapter.
 
     >>> model = AutoModelForSequenceClassification.from_pretrained("roberta-base", num_labels=2)    # doctest: +SKIP
     >>> model = fedquilt.load_adapter("runs/fedtt/adapters/row-00", model)                          # doctest: +SKIP
 
     Raises:
-        StateError: no such adapter, or one of another model.
+        StateError: no such adapter, one of another model, or a model that already has one.
     """
+    if hasattr(model, LOADED):
+        what = f"the model already has the adapter of {getattr(model, LOADED)}"
+        raise StateError(what, where=str(folder), why="two would be added up", fix="load the base model anew for every adapter")
     family, options, tensors = read_own(Path(folder))
     head = tuple(name for name in HEADS if isinstance(getattr(model, name, None), nn.Module))
     base = Base(model, None, "model", str(model.config.model_type), head, model.dtype, str(folder))
@@ -47,4 +52,5 @@ def load_adapter(folder: str | Path, model: Any) -> Any:
     for key, x in tensors.items():
         if "/head." in key and key not in adapter.inserted:
             model.get_parameter(head_key(key)).data.copy_(x)
+    setattr(model, LOADED, str(folder))
     return model
