@@ -118,7 +118,8 @@ class Fisher:
 
     def seen(self, squares: Tensor, count: int) -> Tensor:
         """The fingerprint ``[size]`` from the sum of ``count`` batches' squared gradients."""
-        largest, live = squares.max(), squares > 0
+        largest = squares.max()
+        live = squares > TINY * largest  # below it rounding decides: some gradients are zero in theory and 1e-17 in fact
         if not largest > 0:
             return squares.float()
         logs = (squares / count + TINY * largest / count).log()
