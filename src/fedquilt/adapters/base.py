@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
@@ -110,6 +111,12 @@ def head_parameters(base: Base) -> Iterable[tuple[str, str, Tensor]]:
 def head_key(leaf: str) -> str:
     """``classifier.dense/head.weight`` -> ``classifier.dense.weight``: the tensor's name in the base model."""
     return leaf.replace("/head.", ".")
+
+
+def uniform(shape: tuple[int, ...], sides: int, stream: torch.Generator) -> Tensor:
+    """float64, uniform in +-1/sqrt(sides): how torch's linear maps start."""
+    bound = 1 / math.sqrt(sides)
+    return torch.rand(shape, generator=stream, dtype=torch.float64) * 2 * bound - bound
 
 
 def as_dtype(init: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

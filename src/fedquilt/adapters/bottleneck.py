@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -12,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedquilt.adapters.base import Adapter, HeadPolicy, Inserted, Layers, as_dtype, head_leaves
+from fedquilt.adapters.base import Adapter, HeadPolicy, Inserted, Layers, as_dtype, head_leaves, uniform
 from fedquilt.models.loading import Base
 from fedquilt.models.roles import resolve, sides
 from fedquilt.rng import generator
@@ -50,6 +49,7 @@ def bottleneck(
     """Houlsby adapters behind the maps with the given roles, of the last ``layers`` blocks.
 
     ``targets = ["down"]`` is the adapter of Pfeiffer et al. 2021 (arXiv 2005.00247).
+
     W_down starts uniform in +-1/sqrt(in), as torch's linear maps do, everything else at zero: the adapted model equals the base
     (Houlsby: N(0, 0.01), nearly). Its layer norms stay frozen here, where Houlsby trains them.
 
@@ -61,10 +61,8 @@ def bottleneck(
     init: dict[str, Tensor] = {}
     for index, name in enumerate(modules):
         width, _ = sides(base.model.get_submodule(name))
-        bound = 1 / math.sqrt(width)
-        draw = torch.rand((bottleneck, width), generator=generator(seed, "bottleneck", name), dtype=torch.float64)
         made = {
-            "down.weight": draw * 2 * bound - bound,
+            "down.weight": uniform((bottleneck, width), width, generator(seed, "bottleneck", name)),
             "down.bias": torch.zeros(bottleneck),
             "up.weight": torch.zeros(width, bottleneck),
             "up.bias": torch.zeros(width),

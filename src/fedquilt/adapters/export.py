@@ -59,9 +59,8 @@ def _peft(base: Base, adapter: Adapter, state: State, folder: Path) -> None:
     # Not save_pretrained: its sets would make the file depend on hash order.
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
     _write(folder / "adapter_config.json", json.dumps(plain, indent=2, sort_keys=True, default=str).encode())
-    _write(
-        folder / "adapter_model.safetensors", save({key: x.contiguous() for key, x in tensors.items()}, metadata={"format": "pt"})
-    )
+    tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
+    _write(folder / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
 
 
 def _in_peft(adapter: Adapter, key: str, tensor: Tensor) -> tuple[str, Tensor]:
@@ -73,9 +72,8 @@ def _in_peft(adapter: Adapter, key: str, tensor: Tensor) -> tuple[str, Tensor]:
 
 
 def _own(base: Base, adapter: Adapter, state: State, folder: Path) -> None:
-    options = {
-        key: value for key, value in adapter.options.items() if key != "head"
-    }  # the folder holds one head, whatever the policy
+    # The folder holds one head, whatever the policy.
+    options = {key: value for key, value in adapter.options.items() if key != "head"}
     about = {"format": FORMAT, "family": adapter.spec.family, "options": options, "base": base.source}
     _write(folder / OWN_CONFIG, json.dumps(about, indent=2, sort_keys=True).encode())
     _write(folder / OWN_TENSORS, save({key: tensor.contiguous() for key, tensor in sorted(state.items())}))

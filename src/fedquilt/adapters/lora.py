@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated
 
 import torch
 from pydantic import Field
 
-from fedquilt.adapters.base import Adapter, HeadPolicy, Layers, as_dtype, head_leaves
+from fedquilt.adapters.base import Adapter, HeadPolicy, Layers, as_dtype, head_leaves, uniform
 from fedquilt.models.loading import Base
 from fedquilt.models.roles import resolve, sides
 from fedquilt.rng import generator
@@ -40,8 +39,7 @@ def lora(
     init = {}
     for index, name in enumerate(modules):
         out_features, in_features = sides(base.model.get_submodule(name))
-        bound = 1 / math.sqrt(in_features)
-        a = torch.rand((rank, in_features), generator=generator(seed, "lora", name), dtype=torch.float64) * 2 * bound - bound
+        a = uniform((rank, in_features), in_features, generator(seed, "lora", name))
         leaves.append(Leaf(f"{name}/lora_A", (rank, in_features), "lora_A", index, 0, base.dtype))
         leaves.append(Leaf(f"{name}/lora_B", (out_features, rank), "lora_B", index, 1, base.dtype))
         init[f"{name}/lora_A"] = a

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -10,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedquilt.adapters.base import Adapter, HeadPolicy, as_dtype, head_leaves
+from fedquilt.adapters.base import Adapter, HeadPolicy, as_dtype, head_leaves, uniform
 from fedquilt.errors import ModelError
 from fedquilt.models.loading import Base
 from fedquilt.models.prompts import EMBEDDING, ENCODER, Prompt, key_heads
@@ -58,7 +57,7 @@ def p_tuning(
     sides = (width, hidden, hidden, width)
     for (weight, bias), inside, outside in zip(ENCODER, sides[:-1], sides[1:], strict=True):
         for name, shape in ((weight, (outside, inside)), (bias, (outside,))):
-            start[name] = (2 * torch.rand(shape, generator=stream, dtype=torch.float64) - 1) / math.sqrt(inside)
+            start[name] = uniform(shape, inside, stream)
     return _family("p_tuning", base, Prompt("input", tokens, encoder=True), start, head, heads)
 
 

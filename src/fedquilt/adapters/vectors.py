@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedquilt.adapters.base import Adapter, HeadPolicy, Inserted, Layers, as_dtype, head_leaves
-from fedquilt.adapters.whole import weight_leaves
+from fedquilt.adapters.whole import backbone, weight_leaves
 from fedquilt.errors import ModelError
 from fedquilt.models.inserts import Insert
 from fedquilt.models.loading import Base
@@ -112,7 +112,7 @@ def bitfit(base: Base, *, seed: int, heads: int = 1, head: HeadPolicy = "federat
     Raises:
         ModelError: a model without biases (Llama).
     """
-    names = [name for name, _ in _backbone(base) if name.rpartition(".")[2].endswith("bias")]
+    names = [name for name in backbone(base) if name.rpartition(".")[2].endswith("bias")]
     if not names:
         fix = "choose another family, such as lora or ssf"
         raise ModelError(f"'{base.name}' has no biases to train", where="adapter.family", fix=fix)
@@ -180,11 +180,6 @@ def _family(
     more, start = head_leaves(base, head, heads, len(order))
     init = as_dtype({**vectors, **start}, base.dtype)
     return Adapter(Spec(family, (*leaves, *more), head=head), init, inserts=inserts, heads=heads, roles=targets)
-
-
-def _backbone(base: Base) -> Iterator[tuple[str, Any]]:
-    """Parameters outside the head."""
-    return ((name, x) for name, x in base.model.named_parameters() if name.partition(".")[0] not in base.head)
 
 
 def _norms(base: Base) -> Iterator[tuple[str, nn.Module]]:

@@ -36,8 +36,7 @@ def full(base: Base, *, seed: int, heads: int = 1, head: HeadPolicy = "federated
     Raises:
         ModelError: the base is quantised.
     """
-    names = [name for name, _ in base.model.named_parameters() if name.partition(".")[0] not in base.head]
-    return weight_leaves("full", base, names, head, heads)
+    return weight_leaves("full", base, backbone(base), head, heads)
 
 
 def last_layers(
@@ -50,6 +49,11 @@ def last_layers(
     """
     names = [name for name, _ in base.model.named_parameters()]
     return weight_leaves("last_layers", base, in_last(names, layers), head, heads)
+
+
+def backbone(base: Base) -> list[str]:
+    """Names of the parameters outside the head."""
+    return [name for name, _ in base.model.named_parameters() if name.partition(".")[0] not in base.head]
 
 
 def weight_leaves(family: str, base: Base, names: Sequence[str], head: str, heads: int, role: str = "weight") -> Adapter:

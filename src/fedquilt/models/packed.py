@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -167,7 +166,7 @@ class Packed(nn.Module, ABC):
             heads = [x.view(count, -1, self.attention_heads, x.shape[1] // self.attention_heads).transpose(1, 2)
                      for x in (query, key, value)]  # fmt: skip
             if self.prefix is not None:
-                heads[1:] = behind(self.prefix.of(attention.layer_idx, slice(done, done + count)), heads[1:])
+                heads[1:] = self.prefix.before(attention.layer_idx, heads[1:], slice(done, done + count))
             rows = None if self.masks.rows is None else self.masks.rows[done : done + count]
             out.append(self._softmax(attention, heads, rows).transpose(1, 2).reshape(query.shape))
             done += count
@@ -203,11 +202,6 @@ class Packed(nn.Module, ABC):
         """Logits ``[n, C]`` of one head for features ``[n, d]``."""
         logits: Tensor = functional_call(self.model.classifier, dict(state), (features,))
         return logits
-
-
-def behind(prefix: Sequence[Tensor], words: Sequence[Tensor]) -> list[Tensor]:
-    """Keys and values ``[n, heads, nv + L, d]``."""
-    return [torch.cat([a.expand(len(b), *a.shape[1:]), b], dim=2) for a, b in zip(prefix, words, strict=True)]
 
 
 def _replace(model: nn.Module, name: str, by: nn.Module) -> None:

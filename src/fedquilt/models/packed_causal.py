@@ -19,7 +19,7 @@ from fedquilt.models.entropy import entropies, row_sums
 from fedquilt.models.greedy import greedy, prompts_of
 from fedquilt.models.loading import Base
 from fedquilt.models.loss import slot_means
-from fedquilt.models.packed import Packed, at, behind
+from fedquilt.models.packed import Packed, at
 from fedquilt.models.padded import seed_attention
 from fedquilt.types import Batch, Stack
 
@@ -91,7 +91,7 @@ class PackedCausal(Packed):
         for query, key, value, (count, length) in zip(q.split(sizes), k.split(sizes), v.split(sizes), groups, strict=True):
             heads = [x.view(count, length, *x.shape[1:]).transpose(1, 2) for x in (query, key, value)]
             if self.prefix is not None:
-                heads[1:] = behind(self.prefix.of(attention.layer_idx, slice(done, done + count)), heads[1:])
+                heads[1:] = self.prefix.before(attention.layer_idx, heads[1:], slice(done, done + count))
             heads[1:] = [x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in heads[1:]]
             rows = None if self.masks.rows is None or dropout.p == 0 else self.masks.rows[done : done + count]
             out.append(_softmax(attention, heads, rows, dropout).transpose(1, 2).reshape(count * length, -1))

@@ -44,7 +44,7 @@ class Padded:
         self.pad = int(getattr(base.model.config, "pad_token_id", None) or 0)
         self.dtype, self.transform, self.options = base.dtype, base.transform, vision.options(base.model)
         model = copy.deepcopy(base.model)
-        self.owners, self.inserted = Owners(), adapter.inserted
+        self.owners = Owners()
         for name, insert in adapter.inserts.items():
             hook(model.get_submodule(name), name, insert, self.owners)
         self.prompt = adapter.prompt
@@ -52,7 +52,7 @@ class Padded:
         prefix = None if self.prompt is None else place_prompt(model, self.prompt, self.owners)
         self.first_position = self.pad + 1 if base.model_type in ROBERTA else 0
         self.model: nn.Module = _with_lora(model, base, adapter) if adapter.modules else model
-        own = [leaf for leaf in adapter.spec.leaves if leaf.name not in self.inserted and leaf.role != "prompt"]
+        own = [leaf for leaf in adapter.spec.leaves if leaf.name not in adapter.inserted and leaf.role != "prompt"]
         self.names = {leaf.name: _parameter(leaf.name, leaf.role, base, bool(adapter.modules)) for leaf in own}
         seed_dropout(self.model, self.masks, base.head)
         if self.own_mask:
@@ -96,9 +96,7 @@ class Padded:
         self.owners.set(stack)
         if self.prompt is not None:
             self.owners.prompt = self.prompt.table(stack)
-            own_names = [key for key in state if not key.startswith("prompt/")]
-            state = {key: state[key] for key in own_names}
-        own = {key: tensor for key, tensor in state.items() if key not in self.inserted}
+        own = {key: tensor for key, tensor in state.items() if key in self.names}
         return {self.names[key]: tensor[head] if self.heads > 1 and "/head." in key else tensor for key, tensor in own.items()}
 
     def _texts(self, batch: Batch) -> dict[str, Tensor]:
@@ -229,9 +227,9 @@ def seeded_attention(
 ) -> tuple[Tensor, Tensor]:
     """softmax(q k^T * scaling + mask) v on ``[n, heads, L, d]``, returned as ``[n, L, heads, d]``; k and v may have fewer heads."""
     if (prefix := getattr(module, PREFIX, None)) is not None:
-        before = prefix.of(module.layer_idx)
-        key, value = (torch.cat([a.expand(len(b), *a.shape[1:]), b], dim=2) for a, b in zip(before, (key, value), strict=True))
-        attention_mask = None if attention_mask is None else F.pad(attention_mask, (before[0].shape[2], 0))
+        words = key.shape[2]
+        key, value = prefix.before(module.layer_idx, (key, value))
+        attention_mask = None if attention_mask is None else F.pad(attention_mask, (key.shape[2] - words, 0))
     if key.shape[1] < query.shape[1]:
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
     scores = query @ key.transpose(2, 3) * kwargs["scaling"]

@@ -7,6 +7,7 @@ attention sees; positions of words begin behind it. Both are peft's conventions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -89,6 +90,11 @@ class Prefix:
     owners: Owners
     layers: int
     heads: int
+
+    def before(self, layer: int, words: Sequence[Tensor], rows: slice = slice(None)) -> list[Tensor]:
+        """Keys and values of one layer ``[n, heads, L, d_head]`` behind the prefix: ``[n, heads, nv + L, d_head]``."""
+        prefix = self.of(layer, rows)
+        return [torch.cat([a.expand(len(b), *a.shape[1:]), b], dim=2) for a, b in zip(prefix, words, strict=True)]
 
     def of(self, layer: int, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Keys and values of one layer for some rows of the pass: ``[rows, heads, nv, d_head]`` (of one adapter: 1 row)."""

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedquilt.adapters.base import Adapter, HeadPolicy, Inserted, Layers, as_dtype, head_leaves
+from fedquilt.adapters.base import Adapter, HeadPolicy, Inserted, Layers, as_dtype, head_leaves, uniform
 from fedquilt.adapters.bottleneck import ACTIVATIONS, Activation
 from fedquilt.adapters.tt.maps import Way, multiply, spread
 from fedquilt.adapters.tt.shapes import Shape, shape_of
@@ -63,8 +63,7 @@ class Train:
         """LoRETTA's: W with variance 1 / (in + out), biases uniform in +-1/sqrt(out)."""
         made = dict(zip(self.cores, spread(self.shape, self.rank, self.inside, source), strict=True))
         if self.bias:
-            draw = torch.rand(self.outside, generator=source, dtype=torch.float64)
-            made[f"{self.name}.bias"] = (2 * draw - 1) / self.outside**0.5
+            made[f"{self.name}.bias"] = uniform((self.outside,), self.outside, source)
         return made
 
 
