@@ -38,12 +38,9 @@ FAMILIES = {
         "centralised",
     ),
     "open": (
-        *("plain", "factors", "b-factors", "b-factors-long", "products", "updates", "history", "fisher"),
-        *("fisher-plain", "fingerprint", "fingerprint-plain"),
-        *("b-factors-estimate", "fisher-estimate", "fingerprint-estimate"),
-        *("b-factors-third", "history-third", "fisher-third", "fingerprint-third"),
-        *("b-factors-arriving", "fisher-arriving", "fingerprint-arriving", "fingerprint-arriving-estimate"),
-        *("b-factors-places", "fingerprint-places"),
+        *("plain", "factors", "b-factors", "b-factors-long", "products", "updates", "history", "fisher", "fingerprint"),
+        *("fisher-plain", "fisher-estimate", "fisher-third", "history-third", "fisher-arriving", "fisher-arriving-estimate"),
+        *("fisher-places", "fisher-unequal"),
     ),
     "fedtt": (
         *("fedtt", "fedtt-plus", "fedtt-plus-single", "lora-r8", "lora-r4", "ffa-lora", "rolora"),
