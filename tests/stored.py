@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from fedquilt.meter import Meter
 from fedquilt.runs.store import Store
-from fedquilt.types import Hub, Leaf, Slot, Spec
+from fedquilt.types import Hub, Slot
 
-SPEC = Spec("x", (Leaf("a/w", (2,), "w", 0),))
-MEMORY = {"0.0/private/a/w": torch.tensor([9.0, 9.0])}
+KEPT = {"private": {"a/w": torch.tensor([9.0, 9.0])}}
 
 
 def hub(step: int) -> Hub:
@@ -18,9 +18,10 @@ def hub(step: int) -> Hub:
     return Hub(bank, {Slot(0, 0): 1, Slot(4, 2): 0}, patch, {"momentum/a/w": torch.zeros(2, 2)}, step)
 
 
-def meter(step: int) -> Meter:
-    return Meter(SPEC, total_up=10 * step, total_down=20 * step)
+def books(step: int) -> dict[str, dict[str, Any]]:
+    return {"bytes": {"up": 10 * step, "down": 20 * step}, "delivery": {"visits": [[0, 0, step, 1]], "changes": {}}}
 
 
 def commit(store: Store, step: int) -> None:
-    store.commit(hub(step), MEMORY, {"rounds.jsonl": [{"round": step}], "evals.jsonl": [{"round": step, "mean": 0.5}]}, meter(step))
+    store.clients.put(Slot(0, 0), KEPT)
+    store.commit(hub(step), {"rounds.jsonl": [{"round": step}], "evals.jsonl": [{"round": step, "mean": 0.5}]}, books(step))

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from fedquilt.delivery import Delivery
 from fedquilt.engine.base import Engine
 from fedquilt.errors import FedquiltError, QuorumError
 from fedquilt.gate import Gate, Rejection
@@ -23,12 +24,13 @@ PATIENCE = 3  # abandoned rounds in a row before giving up
 ABANDONED = "clock/abandoned"  # in Hub.memory: how many there have been
 
 
+Books = Mapping[str, Mapping[str, Any]]  # what the meter and the delivery remember, as JSON
+
+
 class Journal(Protocol):
     """Where a round becomes durable. Everything of a round is committed at once or not at all."""
 
-    def commit(
-        self, hub: Hub, memory: Mapping[str, Tensor], records: Mapping[str, Sequence[Mapping[str, Any]]], meter: Meter
-    ) -> None:
+    def commit(self, hub: Hub, records: Mapping[str, Sequence[Mapping[str, Any]]], books: Books) -> None:
         """Store the state after a round and append the records to their files."""
         ...
 
@@ -56,29 +58,35 @@ class Drive:
     notice: Callable[[int, Mapping[str, Any], Mapping[str, Any] | None], None]
     fingerprint: int = 0
 
-    def run(self, hub: Hub, *, resumed: bool = False) -> Hub:
-        """From the round after ``hub.step`` to the last; returns the final state. ``resumed``: the start is committed already.
+    def __post_init__(self) -> None:
+        self.delivery = Delivery(self.spec, self.program.client)
+
+    def run(self, hub: Hub, books: Books | None = None) -> Hub:
+        """From the round after ``hub.step`` to the last; returns the final state. ``books``: of a run that is resumed.
 
         Raises:
             QuorumError: no usable reply in several rounds in a row.
         """
         gate = Gate(self.spec, fingerprint=self.fingerprint)
-        if hub.step == 0 and not resumed:
+        if books is None:
             self._commit_start(hub)
+        else:
+            self.meter.restore(books["bytes"])
+            self.delivery.restore(books["delivery"])
         for number in range(hub.step + 1, self.rounds + 1):
             hub = self._round(hub, Round(number, self.seed), gate)
         return hub
 
     def _commit_start(self, hub: Hub) -> None:
         record = self.evaluate(hub, 0)
-        self.journal.commit(hub, self.engine.memory(), {"evals.jsonl": [{"round": 0, **record}] if record else []}, self.meter)
+        self.journal.commit(hub, {"evals.jsonl": [{"round": 0, **record}] if record else []}, self._books())
         self.notice(0, {}, record)
 
     def _round(self, hub: Hub, now: Round, gate: Gate) -> Hub:
         jobs = self.program.plan(hub, self.engine.roster(now.number), now)
         shared = self.program.client.share(now)
         self.meter.start_round()
-        self.meter.down(jobs, shared)
+        self.meter.down(self.delivery.send(jobs, now))
         replies = self.engine.poll(self.engine.submit(jobs, hub.bank))
         self.meter.up(replies)
         accepted, rejected = gate(replies, jobs, shared)
@@ -88,9 +96,13 @@ class Drive:
         evaluation = self.evaluate(after, now.number)
         if evaluation is not None:
             records["evals.jsonl"] = [{"round": now.number, **evaluation}]
-        self.journal.commit(after, self.engine.memory(), records, self.meter)
+        self.delivery.stepped(hub.bank, after.bank, now.number)
+        self.journal.commit(after, records, self._books())
         self.notice(now.number, summary, evaluation)
         return after
+
+    def _books(self) -> Books:
+        return {"bytes": self.meter.state(), "delivery": self.delivery.state()}
 
     def _step(
         self, hub: Hub, accepted: Sequence[Reply], jobs: Sequence[Job], now: Round

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fedquilt.types import Job, Leaf, Reply, Spec
+from fedquilt.types import Leaf, Reply, Slot, Spec
 from fedquilt.wire import message
 
 
@@ -27,17 +27,17 @@ class Meter:
         """Forget the last round's clients."""
         self.clients = {}
 
-    def down(self, jobs: Sequence[Job], shared: Sequence[str]) -> None:
-        """One message with the shared leaves per job."""
-        size = self._size(shared)
-        for job in jobs:
-            self._count(job.slot.client, "down", size)
+    def down(self, sent: Mapping[Slot, Sequence[str]]) -> None:
+        """One message per slot with the leaves that it is sent."""
+        for slot, names in sent.items():
+            size = self.size(names)
+            self._count(slot.client, "down", size)
             self.total_down += size
 
     def up(self, replies: Sequence[Reply]) -> None:
         """One message per reply, rejected ones included: they were sent."""
         for reply in replies:
-            size = self._size(tuple(reply.delta))
+            size = self.size(tuple(reply.delta))
             size += 0 if reply.fingerprint is None else fingerprint_size(reply.fingerprint.numel())
             self._count(reply.slot.client, "up", size)
             self.total_up += size
@@ -46,9 +46,18 @@ class Meter:
         """Sums of the current round."""
         return {way: sum(client[way] for client in self.clients.values()) for way in ("up", "down")}
 
-    def _count(self, client: int, way: str, size: int) -> None:
-        self.clients.setdefault(client, {"up": 0, "down": 0})[way] += size
-
-    def _size(self, names: Sequence[str]) -> int:
+    def size(self, names: Sequence[str]) -> int:
+        """Bytes of a message with these leaves; 0 for none: nothing is sent then."""
         wanted = set(names)
         return message.size([leaf for leaf in self.spec.leaves if leaf.name in wanted]) if wanted else 0
+
+    def state(self) -> dict[str, int]:
+        """The sums over all rounds, as JSON."""
+        return {"up": self.total_up, "down": self.total_down}
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        """The inverse of :meth:`state`."""
+        self.total_up, self.total_down = state["up"], state["down"]
+
+    def _count(self, client: int, way: str, size: int) -> None:
+        self.clients.setdefault(client, {"up": 0, "down": 0})[way] += size

@@ -15,19 +15,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedquilt import tree
-from fedquilt.clock import Drive
+from fedquilt.clock import Books, Drive
 from fedquilt.data.encode import Examples, Task
 from fedquilt.data.images import ImageExamples
 from fedquilt.data.partition import Partition
 from fedquilt.data.spec import Kind
 from fedquilt.data.transform import Transform
+from fedquilt.engine.kept import InMemory, flat
 from fedquilt.errors import CompositionError
 from fedquilt.meter import Meter
 from fedquilt.models.loading import Base, load
@@ -124,9 +125,7 @@ class Nowhere:
     def __init__(self) -> None:
         self.records: dict[str, list[Mapping[str, Any]]] = {}
 
-    def commit(
-        self, hub: Hub, memory: Mapping[str, Tensor], records: Mapping[str, Sequence[Mapping[str, Any]]], meter: Meter
-    ) -> None:
+    def commit(self, hub: Hub, records: Mapping[str, Sequence[Mapping[str, Any]]], books: Books) -> None:
         """Remember."""
         for name, lines in records.items():
             self.records.setdefault(name, []).extend(lines)
@@ -158,7 +157,8 @@ def run_tiny(config: RunConfig, base: Base | None = None, *, rounds: int | None 
         fingerprint=built.fingerprint,
     )
     hub = drive.run(built.program.init(built.adapter.init))
-    return Outcome(hub, built.engine.memory(), [dict(line) for line in journal.records.get("rounds.jsonl", [])], built)
+    kept = cast(InMemory, built.engine.kept).tensors()
+    return Outcome(hub, kept, [dict(line) for line in journal.records.get("rounds.jsonl", [])], built)
 
 
 AGREE, NOISE = 1e-10, 1e-9
@@ -223,10 +223,15 @@ def _round_trip(outcome: Outcome) -> bool:
 
     from fedquilt.runs.store import Store
 
+    kept = cast(InMemory, outcome.built.engine.kept).slots
     with tempfile.TemporaryDirectory() as folder:
-        Store(Path(folder)).commit(outcome.hub, outcome.memory, {}, Meter(outcome.built.adapter.spec))
-        loaded = Store(Path(folder)).load()
+        store, again = Store(Path(folder)), Store(Path(folder))
+        for slot, states in kept.items():
+            store.clients.put(slot, states)
+        store.commit(outcome.hub, {}, {})
+        loaded = again.load()
+        memory = {key: x for slot in kept for key, x in flat(slot, again.clients.get(slot)).items()}
     if loaded is None:
         return False
-    hub, memory, _, _ = loaded
+    hub = loaded[0]
     return tree.equal(hub.bank, outcome.hub.bank) and tree.equal(memory, outcome.memory) and hub.table == outcome.hub.table

@@ -131,9 +131,10 @@ def trained(case: str, model: str, folder: Path) -> tuple[Path, Built, Hub]:
     config = write_config(folder, method, **{"rounds": 2, **overrides, "model": {"name": model}})
     assert fedquilt("run", config, "--dir", folder / "run").code == 0
     built = build(load_config(folder / "run" / "config.toml"))
-    loaded = Store(folder / "run").load()
+    store = Store(folder / "run")
+    loaded = store.load()
     assert loaded is not None
-    built.engine.restore(loaded[1])
+    built.engine.kept = store.clients
     return folder / "run", built, loaded[0]
 
 

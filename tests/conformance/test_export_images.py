@@ -116,11 +116,12 @@ def test_a_whole_model_is_a_folder_of_transformers(method: str, model: Path, tmp
     draw(tmp_path)
     assert fedquilt("run", config(tmp_path, str(model), method), "--dir", tmp_path / "run").code == 0
     built = build(load_config(tmp_path / "run" / "config.toml"))
-    loaded = Store(tmp_path / "run").load()
+    store = Store(tmp_path / "run")
+    loaded = store.load()
     assert loaded is not None
     data = built.tasks["shade"]
     pixels = (torch.tensor(np.array(data.evaluation.pixels)) / 255 - torch.tensor(MEAN)) / torch.tensor(STD)  # type: ignore[union-attr]
-    built.engine.restore(loaded[1])
+    built.engine.kept = store.clients
     states = adapters(built, loaded[0])
     for name, state in states.items():
         plain = AutoModelForImageClassification.from_pretrained(tmp_path / "run" / "adapters" / name).eval()

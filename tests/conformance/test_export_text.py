@@ -70,9 +70,10 @@ def test_logits_through_plain_libraries_are_ours(method: str, kind: str, tables:
     config.write_text(text_config(tmp_path, method, f"tiny:{kind}", **tables).to_toml(), encoding="utf-8")
     assert fedquilt("run", config, "--dir", tmp_path / "run").code == 0
     built = build(load_config(tmp_path / "run" / "config.toml"))
-    loaded = Store(tmp_path / "run").load()
+    store = Store(tmp_path / "run")
+    loaded = store.load()
     assert loaded is not None
-    built.engine.restore(loaded[1])
+    built.engine.kept = store.clients
     found = adapters(built, loaded[0])
     assert sorted(path.name for path in (tmp_path / "run" / "adapters").iterdir()) == sorted(found)
     moved = 0.0

@@ -14,6 +14,7 @@ from fedquilt.adapters.lora import lora
 from fedquilt.adapters.whole import full, head
 from fedquilt.cli import main
 from fedquilt.data.spec import TaskConfig
+from fedquilt.delivery import Delivery
 from fedquilt.errors import DataError, ModelError
 from fedquilt.meter import Meter
 from fedquilt.models import meta
@@ -154,7 +155,7 @@ def test_an_adapter_without_weights_is_the_adapter_with_weights(kind: str, preci
 )
 def test_the_cost_is_that_of_the_run(tiny: Callable[..., RunConfig], method: str, adapter: dict[str, Any]) -> None:
     """For the client that holds all tasks: what trains, what plan says, and what the meter counts."""
-    config = tiny(method, adapter=adapter)
+    config = tiny(method, adapter=adapter, rounds=1)
     found = by_method(cost(config))[method]
     built, expected, now = build(config), plan(config), Round(1, 0)
     client = max(expected.up, key=lambda c: built.view.roster(1)[c])
@@ -165,7 +166,7 @@ def test_the_cost_is_that_of_the_run(tiny: Callable[..., RunConfig], method: str
     assert (found.up, found.down) == (expected.up[client], expected.down[client])
     meter = Meter(built.adapter.spec)
     jobs = built.program.plan(built.program.init(built.adapter.init), built.view.roster(1), now)
-    meter.down(jobs, built.program.client.share(now))
+    meter.down(Delivery(built.adapter.spec, built.program.client).send(jobs, now))
     assert meter.clients[client]["down"] == found.down
 
 

@@ -20,10 +20,9 @@ from fedquilt.models.loading import ModelConfig
 from fedquilt.models.meta import find_shape, meta_base
 from fedquilt.runs import registry
 from fedquilt.runs.plan import plan
-from fedquilt.types import Job, Leaf, Reply, Round, Slot
+from fedquilt.types import Leaf, Reply, Slot
 from fedquilt.wire import message
 
-NOW = Round(1, 0)
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 names = st.text("abcdefgh.ijk/_0123456789", min_size=1, max_size=12)
 leaves = st.builds(
@@ -96,16 +95,16 @@ def test_the_plan_says_when_rounds_differ(tmp_path: Path) -> None:
 
     assert not notes("fedit")
     found = notes("rolora", adapter={"rank": 2, "targets": ["down"]})
+    assert [note.count(" up;") + 2 * note.count(" down;") for note in found] == [1, 2]
     low, high = (int(number.replace(",", "")) for number in re.findall(r"[\d,]+(?= to | bytes)", found[0]))
     assert high - low == 2 * 2 * 4 * (32 - 16)  # two maps of rank 2 from 32 to 16
 
 
 def test_rounds_and_clients_are_counted_both_ways() -> None:
     meter = Meter(SPEC)
-    jobs = [Job(Slot(0, 0), 0, NOW), Job(Slot(0, 1), 0, NOW), Job(Slot(3, 0), 0, NOW)]
     size = message.size(SPEC.leaves)
     meter.start_round()
-    meter.down(jobs, SPEC.names())
+    meter.down(dict.fromkeys((Slot(0, 0), Slot(0, 1), Slot(3, 0)), SPEC.names()))
     meter.up([Reply(Slot(0, 0), 1, state(0), 1.0), Reply(Slot(3, 0), 1, state(0), 1.0)])
     assert meter.round_bytes() == {"up": 2 * size, "down": 3 * size}
     assert meter.clients == {0: {"up": size, "down": 2 * size}, 3: {"up": size, "down": size}}
@@ -117,7 +116,7 @@ def test_rounds_and_clients_are_counted_both_ways() -> None:
 @pytest.mark.parametrize("shared", [(), ("enc.0.q/lora_B",)])
 def test_only_what_travels_counts(shared: tuple[str, ...]) -> None:
     meter = Meter(SPEC)
-    meter.down([Job(Slot(0, 0), 0, NOW)], shared)
+    meter.down({Slot(0, 0): shared})
     leaves = [leaf for leaf in SPEC.leaves if leaf.name in shared]
     expected = len(message.encode(leaves, state(0))) if shared else 0
     assert meter.total_down == expected

@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from filelock import FileLock
-from stored import MEMORY, commit, hub, meter
+from stored import KEPT, books, commit, hub
 
 from fedquilt import tree
 from fedquilt.errors import StateError
 from fedquilt.runs import store as module
-from fedquilt.runs.store import MANIFEST, Store, _seal, locked, read_manifest, write_atomic
-from fedquilt.types import Hub
+from fedquilt.runs.atomic import write_atomic
+from fedquilt.runs.store import MANIFEST, Store, _seal, locked, read_manifest
+from fedquilt.types import Hub, Slot
 
 
 def rounds(folder: Path) -> list[int]:
@@ -31,19 +31,20 @@ def newest(folder: Path) -> Path:
 def loaded(folder: Path, **options: Any) -> tuple[Hub, list[str]]:
     found = Store(folder).load(**options)
     assert found is not None
-    return found[0], found[3]
+    return found[0], found[2]
 
 
 def test_what_was_committed_comes_back(two: Path) -> None:
-    found = Store(two).load()
+    store = Store(two)
+    found = store.load()
     assert found is not None
-    back, memory, sums, warnings = found
+    back, remembered, warnings = found
     assert tree.equal(back.bank, hub(2).bank)
     assert tree.equal(back.patch, hub(2).patch)
     assert tree.equal(back.memory, hub(2).memory)
     assert (back.table, back.step) == (hub(2).table, 2)
-    assert tree.equal(memory, MEMORY)
-    assert sums == {"up": 20, "down": 40}
+    assert tree.equal(store.clients.get(Slot(0, 0))["private"], KEPT["private"])
+    assert remembered == books(2)
     assert warnings == []
     assert rounds(two) == [1, 2]
 
@@ -135,7 +136,7 @@ def test_a_right_digest_over_something_else_is_an_error_too(two: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"format": 1}', '{"format": 99, "generations": []}', '{"format": 1, "generations": [{}]}']
+    "text", ["", "{", "[]", '{"format": 2}', '{"format": 99, "generations": []}', '{"format": 2, "generations": [{}]}']
 )
 def test_a_manifest_that_is_none_is_named(two: Path, text: str) -> None:
     (two / MANIFEST).write_text(text)
@@ -225,5 +226,9 @@ def test_a_directory_is_held_by_one_process(tmp_path: Path) -> None:
 def test_the_same_round_twice_keeps_one_generation_of_it(two: Path) -> None:
     store = Store(two)
     store.load()
-    store.commit(replace(hub(2)), MEMORY, {}, meter(2))
+    store.clients.put(Slot(0, 1), KEPT)
+    store.commit(hub(2), {}, books(2))
     assert [g["round"] for g in module.read_manifest(two)["generations"]] == [2]  # type: ignore[index]
+    store = Store(two)
+    store.load()
+    assert all(tree.equal(store.clients.get(slot)["private"], KEPT["private"]) for slot in (Slot(0, 0), Slot(0, 1)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import NamedTuple, Protocol
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from fedquilt import tree
 from fedquilt.data.view import SlotData, View
 from fedquilt.engine.batches import Sampler
+from fedquilt.engine.kept import InMemory, Kept
 from fedquilt.method import ClientPlan
 from fedquilt.models.fingerprint import Look
 from fedquilt.models.network import Network
@@ -35,14 +35,6 @@ class Engine(Protocol):
 
     def poll(self, tickets: Sequence[int], deadline: float | None = None) -> list[Reply]:
         """Replies that are there, at the latest when ``deadline`` seconds have passed."""
-        ...
-
-    def memory(self) -> dict[str, Tensor]:
-        """What clients keep between rounds (private leaves, persistent optimisers): part of a simulation's checkpoint."""
-        ...
-
-    def restore(self, memory: Mapping[str, Tensor]) -> None:
-        """The inverse of :meth:`memory`."""
         ...
 
     def state_of(self, slot: Slot, row: State) -> State:
@@ -97,8 +89,7 @@ class InProcess(ABC):
         self.sampler = Sampler(view.tasks, client.local, seed)
         self.cohort, self.tick, self.fingerprint = cohort, tick or (lambda _: None), fingerprint
         self.heads = {name: index for index, name in enumerate(sorted(view.tasks))} if spec.head == "per-task" else {}
-        self.private: dict[Slot, State] = {}
-        self.moments: dict[Slot, State] = {}
+        self.kept: Kept = InMemory()
         self.replies: dict[int, Reply] = {}
         self.issued = 0
 
@@ -132,24 +123,7 @@ class InProcess(ABC):
 
     def state_of(self, slot: Slot, row: State) -> State:
         """The row with the slot's private leaves in place."""
-        return tree.merge(row, self.private.get(slot, {}))
-
-    def memory(self) -> dict[str, Tensor]:
-        """``<client>.<slot>/<private|moments>/<leaf>`` -> tensor."""
-        out = {}
-        for kind, store in (("private", self.private), ("moments", self.moments)):
-            for slot, state in store.items():
-                out.update({f"{slot.client}.{slot.number}/{kind}/{key}": tensor for key, tensor in state.items()})
-        return dict(sorted(out.items()))
-
-    def restore(self, memory: Mapping[str, Tensor]) -> None:
-        """The inverse of :meth:`memory`."""
-        self.private, self.moments = {}, {}
-        for name, tensor in memory.items():
-            place, kind, key = name.split("/", 2)
-            client, number = place.split(".")
-            store: dict[Slot, dict[str, Tensor]] = getattr(self, kind)
-            store.setdefault(Slot(int(client), int(number)), {})[key] = tensor
+        return tree.merge(row, self.kept.get(slot).get("private", {}))
 
     def close(self) -> None:  # noqa: B027 - an engine in this process has nothing to release
         """Nothing to release."""
@@ -159,17 +133,20 @@ class InProcess(ABC):
         return self.client.local.count(data.samples, len(data.parts), job.effort)
 
     def _work(self, job: Job, bank: Stack) -> Work:
-        start = self.state_of(job.slot, tree.row(bank, job.row))
-        moments = self.moments.get(job.slot) if self.client.local.memory == "persist" else None
+        kept = self.kept.get(job.slot)
+        start = tree.merge(tree.row(bank, job.row), kept.get("private", {}))
+        moments = kept.get("moments")
         return Work(job, self.view.data(job.slot, job.round.number), start, moments, self._steps(job))
 
     def _reply(self, work: Work, done: Trained, look: Tensor | None) -> Reply:
         job, shared = work.job, self.client.share(work.job.round)
-        private = {key: x for key, x in done.state.items() if key not in shared}
-        if private:
-            self.private[job.slot] = tree.merge(self.private.get(job.slot, {}), private)
+        keep: dict[str, State] = dict(self.kept.get(job.slot))
+        if private := {key: x for key, x in done.state.items() if key not in shared}:
+            keep["private"] = tree.merge(keep.get("private", {}), private)
         if self.client.local.memory == "persist":
-            self.moments[job.slot] = done.moments
+            keep["moments"] = done.moments
+        if keep:
+            self.kept.put(job.slot, keep)
         delta = tree.sub(tree.select(done.state, shared), tree.select(work.start, shared))
         delta = dict(self.client.wire.send(delta, job)) if delta else delta
         return Reply(job.slot, job.round.number, delta, float(work.data.samples), {"loss": done.loss}, look)
@@ -190,8 +167,9 @@ class InProcess(ABC):
 
     def seen(self, how: Look, work: Work) -> Iterator[Batch]:
         """The batches that are looked at."""
-        some = self.sampler.some(work.job.slot, work.data, how.examples)
-        return islice(some, work.steps if how.as_trained else None)
+        size = self.client.local.batch
+        most = min(how.examples, work.steps * size) if how.as_trained else how.examples
+        return self.sampler.some(work.job.slot, work.data, most, how.batch or size)
 
 
 def starts(works: Sequence[Work], names: Sequence[str]) -> dict[str, Tensor]:

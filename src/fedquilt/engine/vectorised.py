@@ -6,6 +6,7 @@ accumulates gradients; the optimiser then moves all active slots in one elementw
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -47,6 +48,7 @@ class VectorisedEngine(InProcess):
         """``virtual``: tokens that the model puts before every row."""
         super().__init__(*args, **kwargs)
         self.one_by_one, self.token_budget, self.virtual = one_by_one, token_budget, virtual
+        self.together = 1 if one_by_one else max(1, COLUMN_BUDGET // max(1, self.spec.rank))  # adapters in one pass
 
     def train(self, works: Sequence[Work]) -> list[Trained]:
         """All works side by side."""
@@ -71,20 +73,21 @@ class VectorisedEngine(InProcess):
         return [Trained(_own(x, g), _own(moments, g), means[g]) for g in range(len(works))]
 
     def look(self, how: Look, works: Sequence[Work]) -> list[Tensor]:
-        """Squared gradients of all works side by side; other ways of looking slot by slot."""
+        """Squared gradients of many examples of all works side by side; other ways of looking slot by slot."""
         if not isinstance(how, Fisher):
             return super().look(how, works)
         x = starts(works, how.names)
         frozen = starts(works, [name for name in sorted(works[0].start) if name not in x])
         squares = torch.zeros(len(works), how.size, dtype=torch.float64)
-        count = [0] * len(works)
-        streams = [self.seen(how, work) for work in works]
-        while batches := {g: batch for g, stream in enumerate(streams) if (batch := next(stream, None)) is not None}:
-            grads, _ = self._gradients(x, frozen, batches)
-            squares += torch.cat([grads[key].flatten(1) for key in how.names], 1).double().square()
-            for g in batches:
-                count[g] += 1
-        return [how.seen(squares[g], n) for g, n in enumerate(count)]
+        seen = [(g, batch) for g, work in enumerate(works) for batch in self.seen(how, work)]
+        for begin in range(0, len(seen), self.together):
+            some = seen[begin : begin + self.together]
+            owner = torch.tensor([g for g, _ in some])
+            own, still = ({key: x[owner] for key, x in stack.items()} for stack in (x, frozen))  # every example has its adapter
+            grads, _ = self._gradients(own, still, {lane: batch for lane, (_, batch) in enumerate(some)})
+            squares.index_add_(0, owner, torch.cat([grads[key].flatten(1) for key in how.names], 1).double().square())
+        count = Counter(g for g, _ in seen)
+        return [how.seen(squares[g], count[g]) for g in range(len(works))]
 
     def _gradients(self, x: Stack, frozen: Stack, batches: dict[int, Batch]) -> tuple[dict[str, Tensor], Tensor]:
         """Gradient of every slot's own mean loss ``[G, ...]`` and the losses ``[G]``."""
@@ -105,10 +108,9 @@ class VectorisedEngine(InProcess):
         pieces: list[Piece] = []
         bundle: list[tuple[int, Batch]] = []
         tokens = 0
-        most = 1 if self.one_by_one else max(1, COLUMN_BUDGET // max(1, self.spec.rank))
         for slot, batch in batches.items():
             size = int(batch.lengths.sum()) + self.virtual * len(batch)
-            if bundle and (tokens + size > self.token_budget or len(bundle) == most):
+            if bundle and (tokens + size > self.token_budget or len(bundle) == self.together):
                 pieces += self._bundle(bundle)
                 bundle, tokens = [], 0
             bundle.append((slot, batch))

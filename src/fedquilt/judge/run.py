@@ -15,10 +15,10 @@ from fedquilt.errors import ConfigError
 from fedquilt.judge.client import Judge
 from fedquilt.judge.score import ask, parse
 from fedquilt.models.scoring import TextScores
+from fedquilt.runs.atomic import write_atomic
 from fedquilt.runs.build import Built
 from fedquilt.runs.config import load_config
 from fedquilt.runs.reopen import reopen
-from fedquilt.runs.store import write_atomic
 from fedquilt.types import Batch, Hub, Slot, State
 
 REPLY_TOKENS = 8  # of a score, for estimates

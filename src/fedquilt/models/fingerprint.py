@@ -15,7 +15,6 @@ from torch import Tensor
 
 from fedquilt.models import vision
 from fedquilt.models.loading import Base
-from fedquilt.models.loss import cut
 from fedquilt.models.network import Network
 from fedquilt.models.padded import pad
 from fedquilt.types import Batch, Spec, State
@@ -28,10 +27,12 @@ class Look(Protocol):
 
     Attributes:
         examples: at most so many of a slot.
-        as_trained: at most as many batches as the slot trains on in the same round: looking costs no more than training does.
+        batch: examples looked at together; None: as many as in training.
+        as_trained: no more examples than the slot trains on in the same round: looking costs no more than training does.
     """
 
     examples: int
+    batch: int | None
     as_trained: bool
 
     @property
@@ -48,6 +49,7 @@ class Fingerprint:
     """Mean last hidden state, by the unmodified base model: the same in kind as a sentence embedding."""
 
     examples, as_trained = 64, False
+    batch: int | None = None
 
     def __init__(self, base: Base) -> None:
         self.base = base
@@ -86,19 +88,20 @@ class Fingerprint:
 
 
 class Fisher:
-    """Logarithm of the mean squared batch gradient of every number in LoRA's B (without factors: of every weight but the head's),
-    at the common start. Gradients are those of training: of its batches, dropout included.
+    """Logarithm of the mean squared gradient of every number in LoRA's B (without factors: of every weight but the head's) at the
+    common start, example by example, dropout included.
 
     The diagonal of an empirical Fisher matrix as a description of a task: task2vec (Achille et al. 2019, arXiv 1902.03545), which
-    takes it in a trained probe and per filter. ``start`` is never trained here, gradients are those of batches, and their level
-    (the mean of the logarithms) is taken away: it says how hard the data is, not what it is.
+    takes it in a trained probe and per filter. ``start`` is never trained here, and the level (the mean of the logarithms) is
+    taken away: it says how hard the data is, not what it is. An example by itself is a sample of the squares; a batch of eight
+    is one too, of numbers with an eighth of the spread, for eight times the price.
     """
 
-    examples, as_trained = 256, True
+    examples, as_trained = 64, True
+    batch: int | None = 1
 
-    def __init__(self, network: Network, spec: Spec, budget: int | None = None) -> None:
-        """``budget``: tokens of one pass at most, where a batch may be cut by rows."""
-        self.network, self.spec, self.budget = network, spec, budget
+    def __init__(self, network: Network, spec: Spec) -> None:
+        self.network, self.spec = network, spec
         head = spec.names("head")
         self.names = spec.names("lora_B") or tuple(name for name in spec.names() if name not in head)
 
@@ -111,13 +114,12 @@ class Fisher:
         """``[size]``, leaves in the order of their names; zeros where there is no gradient at all."""
         squares, count = torch.zeros(self.size, dtype=torch.float64), 0
         for batch in batches:
-            grads = sum(self._gradient(start, piece) * (len(piece) / len(batch)) for piece in cut(batch, self.budget))
-            squares += torch.as_tensor(grads).square()
+            squares += self._gradient(start, batch).square()
             count += 1
         return self.seen(squares, count)
 
     def seen(self, squares: Tensor, count: int) -> Tensor:
-        """The fingerprint ``[size]`` from the sum of ``count`` batches' squared gradients."""
+        """The fingerprint ``[size]`` from the sum of ``count`` squared gradients."""
         largest = squares.max()
         live = squares > TINY * largest  # below it rounding decides: some gradients are zero in theory and 1e-17 in fact
         if not largest > 0:

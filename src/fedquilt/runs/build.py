@@ -169,16 +169,12 @@ def assemble(config: RunConfig, base: Base, tasks: Mapping[str, Task], parts: Pa
     check_rows(method, view, config.partition.slots_per_task)
     engine_class: Any = registry.load("fedquilt.engines", config.engine)
     runner = network(base, adapter, packed=engine_class.packed)
-    batched, budget = batches_adapters(base, adapter), TOKEN_BUDGET if base.head else token_budget(base.model, TOKEN_BUDGET)
-    looks: dict[str, Callable[[], Look]] = {
-        "states": lambda: Fingerprint(base),
-        # A model that runs one adapter at a time may have masks shared by a batch (DeBERTa): never cut it.
-        "fisher": lambda: Fisher(runner, adapter.spec, budget if batched else None),
-    }
+    looks: dict[str, Callable[[], Look]] = {"states": lambda: Fingerprint(base), "fisher": lambda: Fisher(runner, adapter.spec)}
     look = looks[program.client.fingerprint]() if program.client.fingerprint else None
     options: dict[str, Any] = {"cohort": config.cohort, "tick": tick, "fingerprint": look}
     if engine_class.packed:
-        options |= {"one_by_one": not batched, "token_budget": budget, "virtual": adapter.virtual}
+        budget = TOKEN_BUDGET if base.head else token_budget(base.model, TOKEN_BUDGET)
+        options |= {"one_by_one": not batches_adapters(base, adapter), "token_budget": budget, "virtual": adapter.virtual}
     engine = engine_class(view, adapter.spec, program.client, runner, config.seed, **options)
     texts = None
     if not base.head:

@@ -5,7 +5,7 @@ The same builders as in a run make the adapter on a model without weights, so th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from fedquilt.models.meta import Shape, Use, find_shape, meta_base
 from fedquilt.runs.accounting import PaperCount, as_in_paper
 from fedquilt.runs.build import make_adapter, make_method
 from fedquilt.runs.config import RunConfig, parse
-from fedquilt.runs.plan import message_size
-from fedquilt.types import Round
+from fedquilt.runs.plan import mean, traffic
+from fedquilt.types import Round, Spec
 
 SHARED_KEYS = ("targets", "alpha", "dropout", "head")  # of [adapter]: what the compared methods take from the configuration
 TRAINING = {"lr": 1e-3, "steps": 1}  # builders ask for them; they change no size
@@ -40,9 +40,9 @@ class Line:
 
     Attributes:
         adapters: how many the client holds: one per task, or one.
-        adapter, head: parameters that train, of all its adapters together.
+        adapter, head: parameters that train, of all its adapters together; the mean over the rounds.
         paper: the total as the FL-TAC paper counts; None for methods that are not in it.
-        up, down: bytes per round, safetensors headers included.
+        up, down: bytes per round, headers included, if the client takes part in every round; means over the rounds.
     """
 
     method: str
@@ -87,7 +87,9 @@ def cost(config: RunConfig, *, fltac_rank: int = 1, fedit_rank: int = 16, use: U
     lines, notes = [], []
     for name, one in _variants(config, fltac_rank, fedit_rank).items():
         try:
-            lines.append(_line(name, one, shape, use, classes))
+            line, note = _line(name, one, shape, use, classes)
+            lines.append(line)
+            notes += note
         except CompositionError as error:
             notes.append(f"{name} is not counted: {error.what}")
     return Cost(shape, use, len(config.tasks), classes, tuple(lines), tuple(notes))
@@ -139,25 +141,33 @@ def _other(config: RunConfig, method: str, family: str, adapter: dict[str, Any])
     return config.model_copy(update={"method": {"name": method, "adapter": family, **TRAINING}, "adapter": adapter})
 
 
-def _line(name: str, config: RunConfig, shape: Shape, use: Use, classes: int) -> Line:
+def _line(name: str, config: RunConfig, shape: Shape, use: Use, classes: int) -> tuple[Line, list[str]]:
     tasks = len(config.tasks)
     method = make_method(config, tasks)
     base = meta_base(shape, config.model, use, classes)
     spec = make_adapter(config, method, base, tasks).spec
-    client, now = compose(method, spec).client, Round(1, config.seed)
-    trained = [leaf for leaf in spec.leaves if leaf.name in client.train(now)]
+    client = compose(method, spec).client
+    trained = [set(client.train(Round(number, config.seed))) for number in range(1, config.rounds + 1)]
+    heads, rest = (_sizes(spec, trained, head=head) for head in (True, False))
+    ups, downs = zip(*traffic(spec, client, config.rounds, config.seed), strict=True)
     held = {"task": tasks * config.partition.slots_per_task, "pooled-task": tasks}.get(method.slots, 1)
-    head = sum(leaf.size for leaf in trained if leaf.role == "head")
-    sent = held * message_size(spec, client, now)
     counted = name == "full" or spec.family == "lora"
     roles = tuple(config.adapter.get("targets", ("q", "v")))
-    return Line(
+    line = Line(
         name,
         spec.rank,
         adapters=held,
-        adapter=held * (sum(leaf.size for leaf in trained) - head),
-        head=held * head,
+        adapter=mean([held * size for size in rest]),
+        head=mean([held * size for size in heads]),
         paper=as_in_paper(name, shape, use, tasks=tasks, classes=classes, rank=spec.rank, roles=roles) if counted else None,
-        up=sent,
-        down=sent,
+        up=mean([held * size for size in ups]),
+        down=mean([held * size for size in downs]),
     )
+    most = f"{held * min(rest):,} to {held * max(rest):,} parameters of the adapter"
+    note = f"{name} trains other leaves in other rounds, {most}; shown are means over {config.rounds} rounds"
+    return line, [note] if len(set(rest)) > 1 else []
+
+
+def _sizes(spec: Spec, trained: Sequence[Collection[str]], *, head: bool) -> list[int]:
+    """Round by round the parameters that train, of heads or of the rest."""
+    return [sum(leaf.size for leaf in spec.leaves if leaf.name in names and (leaf.role == "head") == head) for names in trained]

@@ -13,11 +13,12 @@ from fedquilt.clock import Drive
 from fedquilt.data.partition import Partition
 from fedquilt.errors import StateError
 from fedquilt.meter import Meter
+from fedquilt.runs.atomic import write_atomic
 from fedquilt.runs.build import Built, build, set_threads
 from fedquilt.runs.config import RunConfig, load_config, parse
 from fedquilt.runs.points import Sketch, records
 from fedquilt.runs.progress import Progress, Silent
-from fedquilt.runs.store import MANIFEST, Store, locked, write_atomic, writing
+from fedquilt.runs.store import MANIFEST, Store, locked, writing
 from fedquilt.runs.summary import write_summary
 from fedquilt.types import Hub
 
@@ -102,17 +103,16 @@ def _go(config: RunConfig, folder: Path, say: Progress, saved: Partition | None)
         built.partition.save(folder / "partition.json")
     store = Store(folder, every=config.checkpoint_every, last=config.rounds)
     loaded = store.load()
-    hub, meter = built.program.init(built.adapter.init), Meter(built.adapter.spec)
+    hub, meter, books = built.program.init(built.adapter.init), Meter(built.adapter.spec), None
+    built.engine.kept = store.clients
     if loaded is not None:
-        hub, memory, sums, warnings = loaded
-        built.engine.restore(memory)
-        meter.total_up, meter.total_down = sums["up"], sums["down"]
+        hub, books, warnings = loaded
         for warning in warnings:
             say.line(f"warning: fell back to the round before\n{warning}")
     log = _Log(folder, config, say)
     log.event("resume" if loaded else "start", hub.step, time.time() - started)
     try:
-        final = _drive(built, hub, store, meter, log, say).run(hub, resumed=loaded is not None)
+        final = _drive(built, hub, store, meter, log, say).run(hub, books)
     finally:
         say.stop()
         built.engine.close()

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedquilt.meter import fingerprint_size
+from fedquilt.delivery import Delivery
+from fedquilt.meter import Meter, fingerprint_size
 from fedquilt.method import ClientPlan
 from fedquilt.runs.build import build
 from fedquilt.runs.config import RunConfig
-from fedquilt.types import Round, Spec
-from fedquilt.wire import message
+from fedquilt.types import Job, Round, Slot, Spec
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Plan:
     Attributes:
         rows: one per client: ``{"client", "slots", "<task>": samples...}``.
         parameters: of one adapter: adapter, head, total; all rows of the bank: bank.
-        up, down: bytes per client and round, ``{client: bytes}``, if the client takes part; with all tasks that ever arrive.
+        up, down: bytes per client and round, ``{client: bytes}``, if the client takes part in every round; means over the rounds,
+            with all tasks that ever arrive.
         steps: local steps of the whole run (all slots, all rounds, full participation).
         memory: estimated peak bytes.
     """
@@ -41,8 +42,9 @@ class Plan:
 def plan(config: RunConfig) -> Plan:
     """Load data and model, partition, compose (so every configuration error shows), train nothing."""
     built = build(config)
-    spec, client, now = built.adapter.spec, built.program.client, Round(1, config.seed)
-    size = message_size(spec, client, now)
+    spec, client = built.adapter.spec, built.program.client
+    sizes = traffic(spec, client, config.rounds, config.seed)
+    ups, downs = zip(*sizes, strict=True)
     roster = built.view.roster(config.rounds)
     counts = built.partition.counts()
     rows = tuple(
@@ -54,28 +56,41 @@ def plan(config: RunConfig) -> Plan:
     if client.fingerprint:
         more = fingerprint_size(built.fingerprint)
         notes.append(f"every slot sends a fingerprint of its data once: {more:,} bytes more in its first upload")
-    sizes = {message_size(spec, client, Round(number, config.seed)) for number in range(1, config.rounds + 1)}
-    if len(sizes) > 1:
-        notes.append(f"what travels changes from round to round: {min(sizes):,} to {max(sizes):,} bytes a slot; shown is round 1")
-    trained = [leaf for leaf in spec.leaves if leaf.name in client.train(now)]
+    for way, found in (("up", ups), ("down", downs)):
+        if len(set(found)) > 1:
+            what = f"{min(found):,} to {max(found):,} bytes a slot {way}"
+            notes.append(f"what travels changes from round to round: {what}; shown is the mean")
+    trained = [leaf for leaf in spec.leaves if leaf.name in client.train(Round(1, config.seed))]
     return Plan(
         method=repr(built.method),
         clients=built.partition.clients,
         slots=len(built.view.slots),
         rows=rows,
         parameters={**spec.counts(), "bank": spec.size() * built.method.assign.rows},
-        up={c: n * size for c, n in roster.items()},
-        down={c: n * size for c, n in roster.items()},
+        up={c: mean([n * size for size in ups]) for c, n in roster.items()},
+        down={c: mean([n * size for size in downs]) for c, n in roster.items()},
         steps=built.count_steps(),
         memory=_memory(built, sum(leaf.size for leaf in trained)),
         notes=tuple(notes),
     )
 
 
-def message_size(spec: Spec, client: ClientPlan, now: Round) -> int:
-    """Bytes of one slot's message in a round, either way; 0 when nothing travels."""
-    shared = set(client.share(now))
-    return message.size([leaf for leaf in spec.leaves if leaf.name in shared]) if shared else 0
+def traffic(spec: Spec, client: ClientPlan, rounds: int, seed: int) -> list[tuple[int, int]]:
+    """Bytes (up, down) of every round for a slot that is always there, if all that is sent up changes its row."""
+    meter, delivery = Meter(spec), Delivery(spec, client)
+    slot, sizes = Slot(0, 0), []
+    for number in range(1, rounds + 1):
+        now = Round(number, seed)
+        shared = client.share(now)
+        sent = delivery.send([Job(slot, 0, now)], now)[slot]
+        sizes.append((meter.size(shared), meter.size(sent)))
+        delivery.changes.update({name: [number] for name in shared})
+    return sizes
+
+
+def mean(values: Sequence[int]) -> int:
+    """To the nearest whole number."""
+    return round(sum(values) / len(values))
 
 
 def _memory(built: Any, trained: int) -> int:

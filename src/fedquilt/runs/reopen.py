@@ -18,9 +18,10 @@ def reopen(run: Path) -> tuple[Built, Hub]:
     Raises:
         StateError: nothing committed there.
     """
-    loaded = Store(run).load()
+    store = Store(run)
+    loaded = store.load()
     if loaded is None:
         raise StateError("the run has no committed round", where=str(run), fix=f"fedquilt resume {run}")
     built = build(load_config(run / "config.toml"), saved=Partition.load(run / "partition.json"))
-    built.engine.restore(loaded[1])
+    built.engine.kept = store.clients
     return built, loaded[0]

@@ -19,9 +19,9 @@ from fedquilt.assign.history import recall
 from fedquilt.errors import CompositionError, ConfigError, StateError
 from fedquilt.evaluate import matched_rows
 from fedquilt.models.fingerprint import Fingerprint
+from fedquilt.runs.atomic import write_atomic
 from fedquilt.runs.build import Built
 from fedquilt.runs.reopen import reopen
-from fedquilt.runs.store import write_atomic
 from fedquilt.types import Hub
 
 FILE = "router.safetensors"

@@ -3,7 +3,8 @@
 Commit protocol of a round: write the state's files under new names and fsync them; append the records to the journals and fsync
 them; then replace the manifest ``hub.json`` atomically (temporary file, fsync, rename, fsync of the folder). Only the manifest
 makes a round count: it names the state's files with their SHA-256 and the length of every journal, and carries its own. The next
-commit cuts journals back to those lengths and removes files nobody names. The previous generation is kept until then.
+commit cuts journals back to those lengths and removes files nobody names. The previous generation is kept until then. What clients
+keep is :mod:`fedquilt.runs.clients`' business: its files are named by the same manifest.
 """
 
 from __future__ import annotations
@@ -25,13 +26,15 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from fedquilt.clock import Books
 from fedquilt.errors import StateError
-from fedquilt.meter import Meter
+from fedquilt.runs.atomic import read, write_atomic
+from fedquilt.runs.clients import PREFIX, ClientStore
 from fedquilt.types import Hub, Slot
 
 MANIFEST = "hub.json"
 JOURNALS = ("rounds.jsonl", "evals.jsonl", "routes.jsonl", "points.jsonl")
-FORMAT = 1
+FORMAT = 2
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -46,9 +49,10 @@ class Store:
     generations: list[dict[str, Any]] = field(default_factory=list)
     pending: dict[str, list[str]] = field(default_factory=dict)
 
-    def commit(
-        self, hub: Hub, memory: Mapping[str, Tensor], records: Mapping[str, Sequence[Mapping[str, Any]]], meter: Meter
-    ) -> None:
+    def __post_init__(self) -> None:
+        self.clients = ClientStore(self.folder)
+
+    def commit(self, hub: Hub, records: Mapping[str, Sequence[Mapping[str, Any]]], books: Books) -> None:
         """Make a round durable (every ``every`` rounds and at the last one; in between, records wait in memory).
 
         Raises:
@@ -59,7 +63,7 @@ class Store:
         if hub.step % self.every and hub.step != self.last:
             return
         try:
-            self._commit(hub, memory, meter)
+            self._commit(hub, books)
         except OSError as error:
             raise StateError(
                 f"cannot write round {hub.step}",
@@ -68,23 +72,22 @@ class Store:
                 fix=f"free space, then: fedquilt resume {self.folder}",
             ) from error
 
-    def _commit(self, hub: Hub, memory: Mapping[str, Tensor], meter: Meter) -> None:
+    def _commit(self, hub: Hub, books: Books) -> None:
         (self.folder / "state").mkdir(exist_ok=True)
-        files = {}
-        for kind, tensors in (("hub", _hub_tensors(hub)), ("clients", dict(memory))):
-            name = f"state/{kind}-{hub.step:06d}.safetensors"
-            files[name] = write_atomic(self.folder / name, save_tensors({k: t.contiguous() for k, t in tensors.items()}))
+        name = f"state/hub-{hub.step:06d}.safetensors"
+        tensors = {key: x.contiguous() for key, x in _hub_tensors(hub).items()}
+        files = {name: write_atomic(self.folder / name, save_tensors(tensors)), **self.clients.flush(hub.step)}
         lengths = {name: self._append(name) for name in JOURNALS}
         generation = {
             "round": hub.step,
             "files": files,
             "lengths": lengths,
             "table": [[slot.client, slot.number, row] for slot, row in hub.table.items()],
-            "bytes": {"up": meter.total_up, "down": meter.total_down},
+            "books": books,
         }
         generations = [generation, *(g for g in self.generations[:1] if g["round"] != hub.step)]
         manifest = {"format": FORMAT, "sha256": _seal(generations), "generations": generations}
-        write_atomic(self.folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+        write_atomic(self.folder / MANIFEST, json.dumps(manifest, separators=(",", ":")).encode())
         self.generations, self.lengths, self.pending = generations, lengths, {}
         self._collect_garbage()
 
@@ -106,8 +109,8 @@ class Store:
             if f"state/{path.name}" not in named:
                 path.unlink()
 
-    def load(self, *, strict: bool = False) -> tuple[Hub, dict[str, Tensor], dict[str, int], list[str]] | None:
-        """(hub, client memory, bytes so far, warnings) of the last good round; None if no round was committed.
+    def load(self, *, strict: bool = False) -> tuple[Hub, Books, list[str]] | None:
+        """(hub, books, warnings) of the last good round, with ``clients`` as they were then; None if no round was committed.
 
         Raises:
             StateError: the manifest or all generations are corrupt (with ``strict``: the newest one).
@@ -118,7 +121,8 @@ class Store:
         warnings: list[str] = []
         for generation in manifest["generations"]:
             try:
-                hub, memory = _read_generation(self.folder, generation)
+                hub = _read_hub(self.folder, generation)
+                self.clients.load({name: digest for name, digest in generation["files"].items() if name.startswith(PREFIX)})
             except StateError as error:
                 if strict:
                     raise
@@ -126,7 +130,7 @@ class Store:
                 continue
             self.generations, self.lengths = [generation], dict(generation["lengths"])
             self._check_journals()
-            return hub, memory, dict(generation["bytes"]), warnings
+            return hub, generation["books"], warnings
         raise StateError(
             "no readable state in the run directory",
             where=str(self.folder),
@@ -152,29 +156,19 @@ def _hub_tensors(hub: Hub) -> dict[str, Tensor]:
     return {f"{kind}:{key}": tensor for kind, tensors in groups for key, tensor in tensors.items()}
 
 
-def _read_generation(folder: Path, generation: Mapping[str, Any]) -> tuple[Hub, dict[str, Tensor]]:
-    tensors: dict[str, dict[str, Tensor]] = {}
-    for name, digest in generation["files"].items():
-        tensors[name.split("/")[1].split("-")[0]] = _read_tensors(folder / name, digest)
+def _read_hub(folder: Path, generation: Mapping[str, Any]) -> Hub:
+    (path,) = (folder / name for name in generation["files"] if not name.startswith(PREFIX))
+    data = read(path, generation["files"][f"state/{path.name}"])
+    try:
+        tensors = load_tensors(data)
+    except SafetensorError as error:
+        raise StateError(f"{path.name} is no safetensors file", where=str(path), why=str(error)) from error
     parts: dict[str, dict[str, Tensor]] = {"bank": {}, "patch": {}, "memory": {}}
-    for key, tensor in tensors["hub"].items():
+    for key, tensor in tensors.items():
         kind, _, name = key.partition(":")
         parts[kind][name] = tensor
     table = {Slot(client, number): row for client, number, row in generation["table"]}
-    return Hub(**parts, table=table, step=generation["round"]), tensors["clients"]
-
-
-def _read_tensors(path: Path, digest: str) -> dict[str, Tensor]:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise StateError(f"cannot read {path.name}", where=str(path), why=error.strerror or str(error)) from error
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise StateError(f"{path.name} is corrupt", where=str(path), why="its SHA-256 is not the one in hub.json")
-    try:
-        return load_tensors(data)
-    except SafetensorError as error:
-        raise StateError(f"{path.name} is no safetensors file", where=str(path), why=str(error)) from error
+    return Hub(**parts, table=table, step=generation["round"])
 
 
 def _seal(generations: Any) -> str:
@@ -194,7 +188,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         ok = manifest["format"] == FORMAT and all(
-            {"round", "files", "lengths", "table", "bytes"} <= set(g) for g in manifest["generations"]
+            {"round", "files", "lengths", "table", "books"} <= set(g) for g in manifest["generations"]
         )
     except (ValueError, KeyError, TypeError) as error:
         raise StateError("hub.json is corrupt", where=str(path), why=str(error), fix="start the run anew") from error
@@ -205,26 +199,6 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
             "hub.json is corrupt", where=str(path), why="its content is not what its SHA-256 says", fix="start the run anew"
         )
     return dict(manifest)
-
-
-def write_atomic(path: Path, data: bytes) -> str:
-    """Write through a temporary file, fsync, rename, fsync the folder; returns the SHA-256."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)  # on a full disk the half file would be in the way
-        raise
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    return hashlib.sha256(data).hexdigest()
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fedquilt.meter import Meter
+from fedquilt.runs.atomic import write_atomic
 from fedquilt.runs.build import Built
-from fedquilt.runs.store import write_atomic
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

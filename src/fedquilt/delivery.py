@@ -1,0 +1,63 @@
+"""What a slot must be sent before it trains: the leaves of its row that changed since it was last here.
+
+At its first visit, and after a move to another row, that is the whole adapter: a server cannot count on a client to draw the same
+start (torch's generators differ from device to device). Leaves that train and do not travel are the client's own and never sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedquilt.method import ClientPlan
+from fedquilt.types import Job, Round, Slot, Spec, Stack
+
+
+@dataclass
+class Delivery:
+    """The server's memory of who has seen what.
+
+    Attributes:
+        visits: slot -> (round of its last visit, the row it was sent then).
+        changes: leaf -> for every row the last round that changed it; absent: none did.
+    """
+
+    spec: Spec
+    client: ClientPlan
+    visits: dict[Slot, tuple[int, int]] = field(default_factory=dict)
+    changes: dict[str, list[int]] = field(default_factory=dict)
+
+    def send(self, jobs: Sequence[Job], now: Round) -> dict[Slot, tuple[str, ...]]:
+        """Names of the leaves that each job's slot is sent now; from then on it has them."""
+        own = set(self.client.train(now)) - set(self.client.share(now))
+        common = [name for name in self.spec.names() if name not in own]
+        due = {job.slot: self._due(job, common) for job in jobs}
+        self.visits.update({job.slot: (now.number, job.row) for job in jobs})
+        return due
+
+    def _due(self, job: Job, common: Sequence[str]) -> tuple[str, ...]:
+        last, row = self.visits.get(job.slot, (0, -1))
+        if row != job.row:
+            return tuple(common)
+        return tuple(name for name in common if name in self.changes and self.changes[name][row] >= last)
+
+    def stepped(self, before: Stack, after: Stack, number: int) -> None:
+        """Note which leaves of which rows round ``number`` changed."""
+        for name, x in after.items():
+            same = (x == before[name]).reshape(len(x), -1).all(1).tolist()
+            if not all(same):
+                rounds = self.changes.setdefault(name, [0] * len(same))
+                self.changes[name] = [last if kept else number for last, kept in zip(rounds, same, strict=True)]
+
+    def state(self) -> dict[str, Any]:
+        """As JSON; a copy."""
+        return {
+            "visits": [[slot.client, slot.number, *visit] for slot, visit in sorted(self.visits.items())],
+            "changes": {name: list(rounds) for name, rounds in self.changes.items()},
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """The inverse of :meth:`state`."""
+        self.visits = {Slot(client, number): (when, row) for client, number, when, row in state["visits"]}
+        self.changes = {name: list(rounds) for name, rounds in state["changes"].items()}
