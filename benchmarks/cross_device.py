@@ -1,7 +1,8 @@
 """What a population costs: FedTT on MiniLM, ten clients a round out of ten and out of a thousand.
 
-    python benchmarks/cross_device.py [--clients 10 1000] [--cohort 10] [--rounds 20] [--steps 4]
+    FEDQUILT_DATA=FOLDER python benchmarks/cross_device.py [--clients 10 1000] [--cohort 10] [--rounds 20] [--steps 4]
 
+FOLDER holds glue_sst2/{train,validation}.parquet: 20,000 of its rows, so that every client fills its batches.
 Every run is a process of its own; its peak memory is that of the process (getrusage), training, checkpoints and evaluation
 together. Each is made twice: with a common head (nothing stays on a client), and with private heads, which clients keep in the
 run directory. Printed: peak memory and its ratio to that of the first number of clients, who ever took part, and what the state
@@ -42,7 +43,15 @@ def tables(clients: int, head: str, arguments: argparse.Namespace) -> dict[str, 
         },
         "partition": {"how": "iid", "clients": clients},
         "evaluation": {"every": 0, "start": False},
-        "tasks": [{"name": "tweets", "source": "asset:vader_tweet", "max_eval": 50}],
+        "tasks": [
+            {
+                "name": "sst2",
+                "preset": "glue/sst2",
+                "source": "file:$FEDQUILT_DATA/glue_sst2/{split}.parquet",
+                "max_train": 20000,
+                "max_eval": 50,
+            }
+        ],
     }
 
 

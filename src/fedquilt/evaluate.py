@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from fedquilt import tree
 from fedquilt.data.encode import Task
-from fedquilt.data.metrics import metric
+from fedquilt.data.metrics import metric, questions
+from fedquilt.data.spec import GROUPED
 from fedquilt.data.view import View
 from fedquilt.engine.base import Engine
 from fedquilt.engine.batches import assemble
 from fedquilt.models.network import Network
-from fedquilt.models.scoring import TextScores
+from fedquilt.models.scoring import Asked, TextScores
 from fedquilt.types import Batch, Hub, Slot, Spec, Stack, State
 
 EVALUATION_TOKENS = 8000  # tokens per forward pass
@@ -93,39 +94,45 @@ class Evaluator:
             cache[key, name] = self.score(stack, name, self.split(name), prompts)
         return cache[key, name]
 
-    def score(self, stack: Stack, name: str, batches: Sequence[Batch], prompts: Batch | None = None) -> dict[str, float]:
+    def score(self, stack: Stack, name: str, batches: Sequence[Batch], prompts: Asked | None = None) -> dict[str, float]:
         """The task's metrics of adapters ``stack [G, ...]`` on evaluation ``batches``, every row answered by its owner; of
         generation tasks ROUGE-L too if there are ``prompts``."""
         task = self.view.tasks[name]
         if task.kind != "generation":
-            predictions, labels = self.predict(stack, name, batches)
-            return {m: float(metric(m)(predictions, labels)) for m in task.metrics}
+            outputs, labels = self.outputs(stack, name, batches)
+            predictions = outputs[:, 0] if task.classes == 1 else outputs.argmax(1)
+            plain = {m: metric(m, task.classes)(predictions, labels) for m in task.metrics if m not in GROUPED}
+            whole = [m for m in task.metrics if m in GROUPED]
+            margins, marks = outputs[:, -1] - outputs[:, 0], task.marks.take(self.order(task)) if whole else task.marks
+            return {m: questions(m, margins, labels, marks) if m in whole else plain[m] for m in task.metrics}
         if self.texts is None:
             raise ValueError(f"task {task.name!r} needs an evaluator with text scores")
         found = self.texts(stack, batches, prompts)
         return {m: found[m] for m in (*task.metrics, "rouge_l") if m in found}
 
-    def prompts(self, task: Task, most: int) -> Batch | None:
-        """Up to ``most`` evaluation rows, evenly spaced; None for none."""
+    def prompts(self, task: Task, most: int) -> Asked | None:
+        """Up to ``most`` evaluation rows, evenly spaced, and their right answers where more than one is; None for none."""
         rows = task.evaluation.usable(np.arange(len(task.evaluation)))
         chosen = rows[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int))]
-        return assemble([(task, 0, int(i)) for i in chosen], 0, split="evaluation") if most else None
+        if not most:
+            return None
+        return Asked(assemble([(task, 0, int(i)) for i in chosen], 0, split="evaluation"), task.marks.take(chosen).references)
 
-    def predict(self, stack: Stack, name: str, batches: Sequence[Batch]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """(predictions, labels) of every row by its owner among ``stack [G, ...]``: classes, or values of a regression."""
-        task, outputs = self.view.tasks[name], []
-        for batch in batches:
-            logits = self.network.logits(stack, batch)
-            outputs.append(logits[:, 0] if task.classes == 1 else logits[:, : task.classes].argmax(1))
-        labels = torch.cat([batch.labels for batch in batches])
-        return torch.cat(outputs).double().numpy(), labels.numpy()
+    def outputs(self, stack: Stack, name: str, batches: Sequence[Batch]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """(logits ``[n, classes]``, labels ``[n]``) of every row by its owner among ``stack [G, ...]``."""
+        classes = self.view.tasks[name].classes
+        logits = torch.cat([self.network.logits(stack, batch)[:, :classes] for batch in batches])
+        return logits.double().numpy(), torch.cat([batch.labels for batch in batches]).numpy()
+
+    def order(self, task: Task) -> NDArray[np.int64]:
+        """Evaluation rows in the order of :meth:`split`: by length."""
+        return task.evaluation.usable(np.argsort(task.evaluation.lengths, kind="stable"))
 
     def split(self, name: str) -> list[Batch]:
         """A task's evaluation split in passes of similar length, assembled once."""
         task = self.view.tasks[name]
         if task.name not in self._batches:
-            lengths = task.evaluation.lengths
-            order = task.evaluation.usable(np.argsort(lengths, kind="stable"))
+            lengths, order = task.evaluation.lengths, self.order(task)
             part = (np.cumsum(lengths[order] + self.virtual) - 1) // EVALUATION_TOKENS
             head = self.heads.get(task.name, 0)
             self._batches[task.name] = [

@@ -56,8 +56,9 @@ def theirs(model: Any, built: Built, task: str) -> list[Tensor]:
 
 def ours(built: Built, state: State, task: str) -> list[Tensor]:
     data = built.tasks[task]
-    batch = built.evaluator.prompts(data, len(data.evaluation))
-    assert batch is not None
+    asked = built.evaluator.prompts(data, len(data.evaluation))
+    assert asked is not None
+    batch = asked.batch
     logits = built.network.logits({key: x[None] for key, x in state.items()}, batch)
     return [row[: int(types.sum())] for row, types in zip(logits, batch.types.split(batch.lengths.tolist()), strict=True)]
 

@@ -26,7 +26,14 @@ PREDICTED, LABELS = [1, 1, 1, 0, 0], [1, 1, 0, 1, 0]
     ],
 )
 def test_hand_computed(name: str, predictions: list[float], labels: list[float], expected: float) -> None:
-    assert metric(name)(predictions, labels) == pytest.approx(expected, abs=1e-12)
+    classes = int(max(*predictions, *labels)) + 1 if name == "f1" else 2
+    assert metric(name, classes)(predictions, labels) == pytest.approx(expected, abs=1e-12)
+
+
+def test_f1_of_three_classes_is_macro_though_only_two_occur() -> None:
+    """CommitmentBank's third class is rare: whether it is in the rows must not change what F1 means."""
+    assert metric("f1", 3)([0, 1, 1], [0, 1, 0]) == pytest.approx((2 / 3 + 2 / 3) / 2)
+    assert metric("f1")([0, 1, 1, 1], [0, 1, 0, 0]) == pytest.approx(2 / 4)
 
 
 @pytest.mark.parametrize("name", ["f1", "matthews", "pearson", "spearman"])

@@ -67,8 +67,8 @@ def test_the_record_of_an_evaluation() -> None:
         assert built.view.slots[slot].tasks == (entry["task"],)
         assert entry["samples"] == built.view.slots[slot].samples
         state = tree.row(outcome.hub.bank, outcome.hub.row_of(slot))
-        predictions, labels = built.evaluator.predict(tree.stack([state]), entry["task"], built.evaluator.split(entry["task"]))
-        assert entry["metrics"]["accuracy"] == accuracy_score(labels, predictions)
+        outputs, labels = built.evaluator.outputs(tree.stack([state]), entry["task"], built.evaluator.split(entry["task"]))
+        assert entry["metrics"]["accuracy"] == accuracy_score(labels, outputs.argmax(1))
     assert record["mean"] == pytest.approx(np.mean([entry["metrics"]["accuracy"] for entry in record["slots"]]))
     assert set(record["tasks"]) == set(built.tasks)
 
@@ -83,5 +83,5 @@ def test_private_adapters_are_evaluated_one_by_one() -> None:
     for entry in record["slots"]:
         slot = Slot(entry["client"], entry["slot"])
         state = built.engine.state_of(slot, tree.row(outcome.hub.bank, 0))
-        predictions, labels = built.evaluator.predict(tree.stack([state]), entry["task"], built.evaluator.split(entry["task"]))
-        assert entry["metrics"]["accuracy"] == accuracy_score(labels, predictions)
+        outputs, labels = built.evaluator.outputs(tree.stack([state]), entry["task"], built.evaluator.split(entry["task"]))
+        assert entry["metrics"]["accuracy"] == accuracy_score(labels, outputs.argmax(1))

@@ -33,8 +33,9 @@ def test_the_record_of_an_evaluation_by_hand() -> None:
     for entry in record["slots"]:
         slot, task = Slot(entry["client"], entry["slot"]), built.tasks[entry["task"]]
         state = tree.row(outcome.hub.bank, outcome.hub.row_of(slot))
-        batch = built.evaluator.prompts(task, len(task.evaluation))
-        assert batch is not None
+        asked = built.evaluator.prompts(task, len(task.evaluation))
+        assert asked is not None
+        batch = asked.batch
         logits = built.network.logits({key: x[None] for key, x in state.items()}, batch)
         rows = zip(batch.tokens.split(batch.lengths.tolist()), batch.types.split(batch.lengths.tolist()), strict=True)
         losses = [
@@ -84,9 +85,9 @@ def test_rouge_is_the_mean_over_rows_spread_evenly_over_the_split(rows: int) -> 
     scores = TextScores(Parrot(), Parrot(), rows=rows, max_new=5)  # type: ignore[arg-type]
     prompts = built.evaluator.prompts(task, rows)
     assert prompts is not None
-    assert len(prompts) == min(rows, len(task.evaluation))
+    assert len(prompts.batch) == min(rows, len(task.evaluation))
     found = scores({}, built.evaluator.split("colour"), prompts)
-    pairs = scores.answers({}, prompts)
+    pairs = scores.answers({}, prompts.batch)
     assert found["rouge_l"] == pytest.approx(sum(rouge_l(*pair) for pair in pairs) / len(pairs))
     assert (found["loss"], found["perplexity"]) == (1.5, pytest.approx(math.exp(1.5)))
     assert built.evaluator.prompts(task, 0) is None

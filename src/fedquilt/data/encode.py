@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from fedquilt.data import prompts
 from fedquilt.data.files import replacing
 from fedquilt.data.load import RawSplit, RawTask
+from fedquilt.data.marks import NO_MARKS, Marks
 from fedquilt.data.spec import Kind
 from fedquilt.errors import DataError
 
@@ -76,6 +77,8 @@ class Task:
     train: Examples | ImageExamples
     evaluation: Examples | ImageExamples
     notes: tuple[str, ...] = ()
+    marks: Marks = NO_MARKS
+    """Of the evaluation rows."""
 
     @property
     def classes(self) -> int:
@@ -106,7 +109,7 @@ def encode(raw: RawTask, tokenizer: Tokenizer, *, max_length: int, cache: Path) 
             notes.append(
                 f"{part}: {n:,} examples ({100 * n / len(examples):.1f} %) skipped, their prompts fill {max_length} tokens"
             )
-    return Task(raw.name, raw.kind, raw.labels, raw.metrics, train, evaluation, tuple(notes))
+    return Task(raw.name, raw.kind, raw.labels, raw.metrics, train, evaluation, tuple(notes), raw.evaluation.marks)
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:

@@ -54,7 +54,7 @@ def encode_images(raw: RawTask, transform: Transform, *, cache: Path) -> Task:
         StateError: the cache folder cannot be written.
     """
     train, evaluation = (_encode(split, transform, cache) for split in (raw.train, raw.evaluation))
-    return Task(raw.name, raw.kind, raw.labels, raw.metrics, train, evaluation, raw.notes)
+    return Task(raw.name, raw.kind, raw.labels, raw.metrics, train, evaluation, raw.notes, raw.evaluation.marks)
 
 
 def _encode(split: RawSplit, transform: Transform, cache: Path) -> ImageExamples:

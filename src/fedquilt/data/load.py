@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedquilt.data import assets, labels, pictures
+from fedquilt.data.forms import form
+from fedquilt.data.marks import NO_MARKS, Marks, joined, numbered
 from fedquilt.data.select import filtered, parted
 from fedquilt.data.spec import Kind, Prompt, TaskConfig
 from fedquilt.data.tables import Table, pick, read_file, read_hub
@@ -32,6 +34,7 @@ class RawSplit:
     """Further columns ``[n]``, for partitions by column."""
     images: tuple[Content, ...] = ()
     """Encoded images, or their paths; empty where there are texts."""
+    marks: Marks = NO_MARKS
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -41,7 +44,7 @@ class RawSplit:
         columns = {name: values[rows] for name, values in self.columns.items()}
         texts = tuple(self.texts[row] for row in rows) if self.texts else ()
         images = tuple(self.images[row] for row in rows) if self.images else ()
-        return RawSplit(texts, self.labels[rows], columns, images)
+        return RawSplit(texts, self.labels[rows], columns, images, self.marks.take(rows))
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ def load(task: TaskConfig, *, root: Path, cache: Path, seed: int, columns: Seque
     """
     _check_eval_split(task)
     wanted = [*task.columns, *([] if task.kind == "generation" else [task.label]), *task.where]
+    wanted += [task.group] if task.group else []
     train_table = filtered(_read(task, task.train_split, [*wanted, *task.eval_where, *columns], root, cache, say), task.where)
     train_table, chosen = parted(train_table, task.eval_where) if task.eval_where else (train_table, None)
     names = _label_names(task, train_table)
@@ -96,6 +100,14 @@ def load(task: TaskConfig, *, root: Path, cache: Path, seed: int, columns: Seque
 
 
 def _read(task: TaskConfig, split: str, wanted: Sequence[str], root: Path, cache: Path, say: Say | None) -> Table:
+    if task.form is None:
+        return _read_plain(task, split, wanted, root, cache, say)
+    table = form(task.form)(_read_plain(task, split, None, root, cache, say))
+    pick(list(table.columns), wanted, table.where)
+    return table
+
+
+def _read_plain(task: TaskConfig, split: str, wanted: Sequence[str] | None, root: Path, cache: Path, say: Say | None) -> Table:
     kind, _, rest = task.source.partition(":")
     if kind == "hub":
         repo, _, config = rest.partition(":")
@@ -105,10 +117,10 @@ def _read(task: TaskConfig, split: str, wanted: Sequence[str], root: Path, cache
         return read_file(path, wanted, () if task.image else task.columns)
     if kind == "folder":
         table = pictures.read_folder(path, str(task.image), task.label)
-        pick(list(table.columns), wanted, table.where)
+        pick(list(table.columns), wanted or (), table.where)
         return table
     rows = assets.dataset(rest, cache=cache, say=say)
-    names = pick(list(rows[0]), wanted, task.source)
+    names = list(rows[0]) if wanted is None else pick(list(rows[0]), wanted, task.source)
     return Table({name: [row[name] for row in rows] for name in names}, task.source, assets.find(rest).labels)
 
 
@@ -142,7 +154,14 @@ def _split(
     else:
         filled, images = pictures.usable(table, task.image, part, cache, notes)
     extra = {name: _column(table, name, filled) for name in columns}
-    return RawSplit(texts, _targets(task, table, names, filled), extra, images)
+    return RawSplit(texts, _targets(task, table, names, filled), extra, images, _marks(task, table, filled))
+
+
+def _marks(task: TaskConfig, table: Table, rows: Sequence[int]) -> Marks:
+    groups = numbered(_present(table, task.group, rows, "a question has no candidates without it")) if task.group else None
+    worth = np.array([float(table.columns["worth"][i]) for i in rows]) if task.form and "worth" in table.columns else None
+    references = tuple(table.columns["references"][i] for i in rows) if task.form and "references" in table.columns else ()
+    return Marks(groups, worth, references)
 
 
 def _filled(task: TaskConfig, table: Table, part: str, notes: list[str]) -> tuple[list[int], tuple[tuple[str, ...], ...]]:
@@ -185,29 +204,40 @@ def _check_text(table: Table, name: str) -> None:
 
 
 def _column(table: Table, name: str, rows: Sequence[int]) -> NDArray[np.str_]:
+    return np.array(_present(table, name, rows, "a partition by column needs it"), dtype=np.str_)
+
+
+def _present(table: Table, name: str, rows: Sequence[int], fix: str) -> list[str]:
+    """The values as labels are compared."""
     values = table.columns[name]
     for i in rows:
         if labels.is_null(values[i]):
-            raise DataError(
-                f"column {name!r} is empty", where=f"{table.where}, row {table.number(i)}", fix="a partition by column needs it"
-            )
-    return np.array([labels.key(values[i]) for i in rows], dtype=np.str_)
+            raise DataError(f"column {name!r} is empty", where=f"{table.where}, row {table.number(i)}", fix=fix)
+    return [labels.key(values[i]) for i in rows]
 
 
 def _hold_out(task: TaskConfig, rows: RawSplit, seed: int, notes: list[str]) -> tuple[RawSplit, RawSplit]:
-    n = len(rows)
+    units = rows.marks.units(len(rows))
+    n = len(units)
     held = round(n * task.eval_share)
+    what = "rows" if rows.marks.groups is None else "questions"
     if not 0 < held < n:
-        what = f"{n} rows cannot be split into training and evaluation with eval_share = {task.eval_share}"
+        what = f"{n} {what} cannot be split into training and evaluation with eval_share = {task.eval_share}"
         raise DataError(what, where=f"task {task.name!r}")
     order = numpy_generator(seed, "hold-out", task.name).permutation(n)
-    notes.append(f"evaluation: {held:,} of {n:,} training rows held out (seed {seed})")
-    return rows.take(np.sort(order[held:])), rows.take(np.sort(order[:held]))
+    notes.append(f"evaluation: {held:,} of {n:,} training {what} held out (seed {seed})")
+    return rows.take(joined([units[i] for i in order[held:]])), rows.take(joined([units[i] for i in order[:held]]))
 
 
 def _subset(rows: RawSplit, most: int | None, seed: int, salt: tuple[str, str], notes: list[str]) -> RawSplit:
     n = len(rows)
     if most is None or n <= most:
         return rows
-    notes.append(f"{salt[1]}: a random {most:,} of {n:,} rows (seed {seed})")
-    return rows.take(np.sort(numpy_generator(seed, "subset", *salt).permutation(n)[:most]))
+    units = rows.marks.units(n)
+    order = numpy_generator(seed, "subset", *salt).permutation(len(units))
+    fits = np.cumsum([len(units[i]) for i in order]) <= most
+    fits[0] = True  # a question is never cut
+    chosen = joined([units[i] for i in order[fits]])
+    what = f"{len(chosen):,} of {n:,} rows" if rows.marks.groups is None else f"{int(fits.sum()):,} of {len(units):,} questions"
+    notes.append(f"{salt[1]}: a random {what} (seed {seed})")
+    return rows.take(chosen)

@@ -1,6 +1,7 @@
 """Metrics of one task: ``metric("f1")(predictions, labels)``. Undefined cases (a single class, no variance) are 0.0, never NaN.
 
 Definitions: GLUE (Wang et al. 2019); F1 is of class 1 when there are two classes, macro when there are more; Matthews (1975).
+Of questions with candidates: SuperGLUE (Wang et al. 2019, arXiv 1905.00537, section 3).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fedquilt.data.marks import Marks
 from fedquilt.errors import ConfigError, did_you_mean
 
 Metric = Callable[[ArrayLike, ArrayLike], float]
@@ -24,8 +26,14 @@ def _accuracy(predictions: _Array, labels: _Array) -> float:
 def _f1(predictions: _Array, labels: _Array) -> float:
     from sklearn.metrics import f1_score
 
-    two = max(predictions.max(), labels.max()) <= 1
-    return float(f1_score(labels, predictions, average="binary" if two else "macro", zero_division=0.0))
+    return float(f1_score(labels, predictions, zero_division=0.0))
+
+
+def _macro_f1(predictions: _Array, labels: _Array) -> float:
+    """Over the classes that occur."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predictions, average="macro", zero_division=0.0))
 
 
 def _matthews(predictions: _Array, labels: _Array) -> float:
@@ -63,8 +71,26 @@ _METRICS: dict[str, Callable[[_Array, _Array], float]] = {
 }
 
 
-def metric(name: str) -> Metric:
+def questions(name: str, margins: _Array, labels: _Array, marks: Marks) -> float:
+    """Metrics of questions with candidates: ``margins [n]``, how much rather right than wrong; ``labels [n]``, 1 if right.
+
+    ``choice``: share of questions of which the candidate with the largest margin (the first of equals) is right (COPA's accuracy,
+    ReCoRD's exact match); ``choice_f1``: mean worth of these candidates (ReCoRD's F1); ``exact``: share of questions of which
+    every candidate is told right (MultiRC's exact match).
+    """
+    units = marks.units(len(labels))
+    if name == "exact":
+        return float(np.mean([np.array_equal(margins[rows] > 0, labels[rows] == 1) for rows in units]))
+    chosen = np.array([rows[np.argmax(margins[rows])] for rows in units])
+    scores = labels if name == "choice" or marks.worth is None else marks.worth
+    return float(np.mean(scores[chosen]))
+
+
+def metric(name: str, classes: int = 2) -> Metric:
     """The metric called ``name``: predicted classes (or values) and labels ``[n]`` -> a number, higher is better.
+
+    Args:
+        classes: size of the label set: F1 is macro for more than two.
 
     >>> metric("accuracy")([1, 0, 1], [1, 1, 1])
     0.6666666666666666
@@ -75,7 +101,7 @@ def metric(name: str) -> Metric:
     """
     if name not in _METRICS:
         raise ConfigError(f"there is no metric {name!r}", fix=did_you_mean(name, _METRICS))
-    function = _METRICS[name]
+    function = _macro_f1 if name == "f1" and classes > 2 else _METRICS[name]
 
     def checked(predictions: ArrayLike, labels: ArrayLike) -> float:
         a, b = np.asarray(predictions, np.float64), np.asarray(labels, np.float64)

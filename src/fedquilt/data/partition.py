@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from fedquilt.data.files import replacing
 from fedquilt.data.load import RawTask
+from fedquilt.data.marks import joined
 from fedquilt.data.spec import PartitionConfig
 from fedquilt.errors import ConfigError, DataError, did_you_mean
 from fedquilt.rng import numpy_generator
@@ -100,7 +101,7 @@ def partition(tasks: Mapping[str, RawTask | Labels], config: PartitionConfig, *,
         parts = _by_column(tasks, config)
     else:
         rule = _RULES[config.how]
-        parts = {name: rule(_labels(tasks[name]), config, seed, i, name) for i, name in enumerate(sorted(tasks))}
+        parts = {name: _spread(rule, tasks[name], config, seed, i, name) for i, name in enumerate(sorted(tasks))}
     if not any(len(part) for clients in parts.values() for part in clients):
         raise DataError("no client has any row", where="partition", fix="check the tasks' sizes and the rule")
     return Partition(parts, config.how, _notes(parts, config))
@@ -160,6 +161,16 @@ def _shards(labels: Labels, config: PartitionConfig, seed: int, position: int, n
     shards = np.array_split(by_label, config.clients * config.shards_per_client)
     hands = rng.permutation(len(shards)).reshape(config.clients, config.shards_per_client)
     return tuple(np.sort(np.concatenate([shards[shard] for shard in hand])) for hand in hands)
+
+
+def _spread(rule: _Rule, task: RawTask | Labels, config: PartitionConfig, seed: int, position: int, name: str) -> Parts:
+    """By rows, or by whole questions, which go with the label of their first row."""
+    labels = _labels(task)
+    if not isinstance(task, RawTask) or task.train.marks.groups is None:
+        return rule(labels, config, seed, position, name)
+    units = task.train.marks.units(len(labels))
+    parts = rule(labels[[unit[0] for unit in units]], config, seed, position, name)
+    return tuple(joined([units[i] for i in part]) for part in parts)
 
 
 _Rule = Callable[[Labels, PartitionConfig, int, int, str], Parts]

@@ -13,17 +13,21 @@ from fedquilt.data.labels import key
 from fedquilt.errors import ConfigError, did_you_mean
 
 Kind = Literal["classification", "regression", "generation"]
-Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman", "loss", "perplexity", "rouge_l"]
+Metric = Literal[
+    "accuracy", "f1", "matthews", "choice", "choice_f1", "exact", "pearson", "spearman", "loss", "perplexity", "rouge_l", "token_f1"
+]
 Prompt = Literal["chat", "alpaca"]
 How = Literal["dirichlet-task", "dirichlet-label", "iid", "column", "shards", "file"]
 TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl")
 FILE_SUFFIXES = (*TEXT_SUFFIXES, ".parquet", ".arrow")
 # The first is the default; for generation the second is reported too.
 METRICS: dict[Kind, tuple[Metric, ...]] = {
-    "classification": ("accuracy", "f1", "matthews"),
+    "classification": ("accuracy", "f1", "matthews", "choice", "choice_f1", "exact"),
     "regression": ("pearson", "spearman"),
-    "generation": ("loss", "perplexity", "rouge_l"),
+    "generation": ("loss", "perplexity", "rouge_l", "exact", "token_f1"),
 }
+GROUPED = ("choice", "choice_f1", "exact")  # of whole questions
+WRITTEN = ("rouge_l", "exact", "token_f1")  # of what a language model writes
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class Preset:
     """(column, value) of the rows that belong to the task."""
     image: str | None = None
     label: str = "label"
+    form: str | None = None
+    group: str | None = None
 
 
 _PAIR = ("sentence1", "sentence2")
@@ -114,6 +120,35 @@ PRESETS |= {
 }
 
 
+def _superglue(name: str, labels: tuple[str, ...], *metrics: Metric, grouped: bool = False) -> tuple[str, Preset]:
+    group = "group" if grouped else None
+    return f"superglue/{name}", Preset(f"hub:aps/super_glue:{name}", _FORM, labels, metrics, form=name, group=group)
+
+
+# Wang et al. 2019, "SuperGLUE" (arXiv 1905.00537), table 1. Columns and label order: the hub's aps/super_glue.
+_FORM, _CHOICE, _TRUTH = ("first", "second"), ("no", "yes"), ("false", "true")
+PRESETS |= dict(
+    [
+        _superglue("copa", _CHOICE, "choice", grouped=True),
+        _superglue("multirc", _CHOICE, "f1", "exact", grouped=True),
+        _superglue("record", _CHOICE, "choice_f1", "choice", grouped=True),
+        _superglue("wic", _TRUTH, "accuracy"),
+        _superglue("wsc", _TRUTH, "accuracy"),
+    ]
+) | {
+    "superglue/boolq": Preset("hub:aps/super_glue:boolq", ("question", "passage"), _TRUTH, ("accuracy",)),
+    "superglue/cb": Preset(
+        "hub:aps/super_glue:cb", ("premise", "hypothesis"), ("entailment", "contradiction", "neutral"), ("accuracy", "f1")
+    ),
+    "superglue/rte": Preset("hub:aps/super_glue:rte", ("premise", "hypothesis"), _FOLLOWS, ("accuracy",)),
+}
+# Rajpurkar et al. 2016 (arXiv 1606.05250) and 2018 (arXiv 1806.03822), answered by a language model in its own words.
+PRESETS |= {
+    name: Preset(f"hub:rajpurkar/{hub}", ("text",), None, ("token_f1", "exact", "loss"), "generation", form="squad")
+    for name, hub in (("squad", "squad"), ("squad2", "squad_v2"))
+}
+
+
 def _filled(given: Mapping[str, Any]) -> dict[str, Any]:
     """``given`` with the gaps filled by its preset; a local file without ``{split}`` has no evaluation split."""
     name = given["preset"]
@@ -126,6 +161,7 @@ def _filled(given: Mapping[str, Any]) -> dict[str, Any]:
         eval_split = eval_split.partition("_")[0] if eval_split and "{split}" in source else None
     fields: dict[str, Any] = {"labels": preset.labels, "metrics": preset.metrics, "kind": preset.kind, "label": preset.label}
     fields |= {"image": preset.image} if preset.image else {"text": preset.text}
+    fields |= {"form": preset.form, "group": preset.group}
     fields |= {"source": source, "eval_split": None if given.get("eval_where") else eval_split, "where": dict(preset.where)}
     fields |= {name: value for name, value in given.items() if value is not None}
     if isinstance(fields["where"], Mapping):  # what a user adds narrows the preset's rows
@@ -158,7 +194,8 @@ class TaskConfig(_Config):
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Also the key in result files."""
     preset: str | None = None
-    """``glue/sst2`` and the other eight GLUE tasks, ``cifar10``, ``cifar100``; ``dolly/open_qa`` and the other seven of Dolly."""
+    """``glue/sst2`` and the other eight GLUE tasks, ``superglue/copa`` and the other seven of SuperGLUE, ``squad``, ``squad2``,
+    ``cifar10``, ``cifar100``; ``dolly/open_qa`` and the other seven of Dolly."""
     source: str = ""
     """``hub:REPO[:CONFIG]``, ``file:PATH`` (``{split}`` in PATH stands for the split's name), ``folder:PATH`` of images, or
     ``asset:NAME``."""
@@ -167,6 +204,11 @@ class TaskConfig(_Config):
     image: str | None = None
     """The column of an image task; ``image`` for a ``folder:``."""
     label: str = "label"
+    form: str | None = None
+    """How published rows become rows with texts and labels: ``copa``, ``multirc``, ``record``, ``wic``, ``wsc``, ``squad``."""
+    group: str | None = None
+    """Column of the question that a candidate belongs to: candidates are rows with labels no and yes, questions are never parted,
+    and the metrics ``choice`` and ``exact`` are of questions."""
     labels: tuple[str, ...] | None = None
     """The label set in order; found in the training rows when not given."""
     kind: Kind = "classification"
@@ -234,6 +276,7 @@ class TaskConfig(_Config):
         if self.eval_split == self.train_split:
             raise ConfigError(f"{self.eval_split!r} is the training and the evaluation split", where=where)
         _check_metrics(self.kind, self.metrics, where)
+        _check_groups(self, where)
         _check_source(self.source, where)
         if self.image is not None and PurePath(self.source).suffix in TEXT_SUFFIXES:
             fix = "use parquet or arrow with the images' bytes, or source = 'folder:PATH/{split}'"
@@ -245,6 +288,18 @@ def _check_metrics(kind: Kind, metrics: tuple[Metric, ...], where: str) -> None:
     for name in metrics:
         if name not in METRICS[kind]:
             raise ConfigError(f"metric {name!r} is not for {kind}", where=where, fix=did_you_mean(name, METRICS[kind]))
+
+
+def _check_groups(task: TaskConfig, where: str) -> None:
+    wanting = [name for name in task.metrics if name in GROUPED] if task.kind == "classification" else []
+    if wanting and task.group is None:
+        raise ConfigError(
+            f"metric {wanting[0]!r} is of questions with candidates", where=where, fix="name their column: group = ..."
+        )
+    if "choice_f1" in task.metrics and task.form != "record":
+        raise ConfigError("metric 'choice_f1' is of ReCoRD's form alone", where=where, fix="use choice")
+    if task.group is not None and (task.kind != "classification" or (task.labels is not None and len(task.labels) != 2)):
+        raise ConfigError("candidates of a question are right or wrong: two labels", where=where, fix="leave group out")
 
 
 def _check_source(source: str, where: str) -> None:

@@ -49,8 +49,9 @@ def pick(names: Sequence[str], wanted: Sequence[str], where: str) -> list[str]:
     return list(dict.fromkeys(wanted))
 
 
-def read_file(path: Path, wanted: Sequence[str], texts: Sequence[str]) -> Table:
-    """Read the ``wanted`` columns of a csv, tsv, jsonl, parquet or arrow file; those in ``texts`` stay text ("007" is no number).
+def read_file(path: Path, wanted: Sequence[str] | None, texts: Sequence[str]) -> Table:
+    """Read the ``wanted`` columns (None: all) of a csv, tsv, jsonl, parquet or arrow file; those in ``texts`` stay text ("007" is
+    no number).
 
     Raises:
         DataError: the file is missing, damaged, not UTF-8, empty, or lacks a column.
@@ -66,14 +67,14 @@ def read_file(path: Path, wanted: Sequence[str], texts: Sequence[str]) -> Table:
         if path.suffix == ".jsonl":
             return Table(_read_jsonl(path, wanted), where)
         table = _read_table(path, wanted, texts)
-        names = pick(table.column_names, wanted, where)
+        names = table.column_names if wanted is None else pick(table.column_names, wanted, where)
         return Table({name: table.column(name).to_pylist() for name in names}, where)
     except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         fix = "save the file as UTF-8" if "utf" in str(error).lower() else ""
         raise DataError("the file cannot be read", where=where, why=str(error), fix=fix) from error
 
 
-def _read_table(path: Path, wanted: Sequence[str], texts: Sequence[str]) -> Any:
+def _read_table(path: Path, wanted: Sequence[str] | None, texts: Sequence[str]) -> Any:
     if path.suffix == ".parquet":
         return _read_parquet(path, wanted)
     return _read_arrow(path) if path.suffix == ".arrow" else _read_csv(path, texts)
@@ -103,11 +104,11 @@ def _read_csv(path: Path, texts: Sequence[str]) -> Any:
     )
 
 
-def _read_parquet(path: Path, wanted: Sequence[str]) -> Any:
+def _read_parquet(path: Path, wanted: Sequence[str] | None) -> Any:
     from pyarrow import parquet
 
     file = parquet.ParquetFile(path)
-    return file.read(columns=pick(file.schema_arrow.names, wanted, str(path)))
+    return file.read(columns=None if wanted is None else pick(file.schema_arrow.names, wanted, str(path)))
 
 
 def _read_arrow(path: Path) -> Any:
@@ -121,8 +122,8 @@ def _read_arrow(path: Path) -> Any:
         return opened.read_all()
 
 
-def _read_jsonl(path: Path, wanted: Sequence[str]) -> dict[str, Values]:
-    columns: dict[str, Values] = {name: [] for name in wanted}
+def _read_jsonl(path: Path, wanted: Sequence[str] | None) -> dict[str, Values]:
+    rows: list[dict[str, Any]] = []
     seen: dict[str, None] = {}
     with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
@@ -135,14 +136,15 @@ def _read_jsonl(path: Path, wanted: Sequence[str]) -> dict[str, Values]:
             if not isinstance(row, dict):
                 raise DataError("the line is not a JSON object", where=f"{path}, line {number}")
             seen.update(dict.fromkeys(row))
-            for name, values in columns.items():
-                values.append(row.get(name))
-    pick(list(seen), wanted, str(path))
-    return columns
+            rows.append(row if wanted is None else {name: row.get(name) for name in wanted})
+    names = list(seen) if wanted is None else pick(list(seen), wanted, str(path))
+    return {name: [row.get(name) for row in rows] for name in names}
 
 
-def read_hub(repo: str, config: str | None, split: str, wanted: Sequence[str], label: str, image: str | None = None) -> Table:
-    """Read one split of a hub data set; the local hub cache is used when the hub cannot be reached.
+def read_hub(
+    repo: str, config: str | None, split: str, wanted: Sequence[str] | None, label: str, image: str | None = None
+) -> Table:
+    """Read the ``wanted`` columns (None: all) of one split of a hub data set; its local cache is used when it cannot be reached.
 
     Images of the column ``image`` stay encoded: ``{"bytes": ..., "path": ...}``.
 
@@ -162,7 +164,7 @@ def read_hub(repo: str, config: str | None, split: str, wanted: Sequence[str], l
             why=f"{type(error).__name__}: {error}",
             fix="check the names; without a network give a local copy: source = 'file:FOLDER/{split}.parquet'",
         ) from error
-    names = pick(data.column_names, wanted, where)
+    names = data.column_names if wanted is None else pick(data.column_names, wanted, where)
     if image is not None and isinstance(data.features[image], datasets.Image):
         data = data.cast_column(image, datasets.Image(decode=False))
     label_names = getattr(data.features.get(label), "names", None)

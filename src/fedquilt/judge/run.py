@@ -68,9 +68,10 @@ def open_run(run: Path, *, rows: int, max_new: int) -> Opened:
 
 
 def _examples(built: Built, scores: TextScores, task: str) -> Examples:
-    batch = built.evaluator.prompts(built.tasks[task], scores.rows)
-    if batch is None:
+    asked = built.evaluator.prompts(built.tasks[task], scores.rows)
+    if asked is None:
         raise ConfigError("there is nothing to judge with --rows 0", where="--rows", fix="at least 1")
+    batch = asked.batch
     return Examples(batch, list(zip(scores.prompts(batch), scores.references(batch), strict=True)))
 
 

@@ -5,16 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from fedquilt.data.answers import exact, token_f1
 from fedquilt.data.rouge import rouge_l
 from fedquilt.models.greedy import prompts_of
 from fedquilt.models.network import TextNetwork
 from fedquilt.types import Batch, Stack
 
 ROWS = 8  # generated together
+
+
+class Asked(NamedTuple):
+    """Rows that a model is to answer; ``references``: all right answers of each; empty: a row's own response is the only one."""
+
+    batch: Batch
+    references: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -26,9 +34,9 @@ class TextScores:
     rows: int = 0
     max_new: int = 64
 
-    def __call__(self, stack: Stack, batches: Sequence[Batch], prompts: Batch | None) -> dict[str, float]:
-        """``loss`` (mean over all response tokens, nats) and ``perplexity`` (its exponential) on ``batches``; ``rouge_l`` (mean
-        over rows) on ``prompts``, if given."""
+    def __call__(self, stack: Stack, batches: Sequence[Batch], prompts: Asked | None) -> dict[str, float]:
+        """``loss`` (mean over all response tokens, nats) and ``perplexity`` (its exponential) on ``batches``; on ``prompts``, if
+        given, means over rows: ``rouge_l`` against the response, ``exact`` and ``token_f1`` against all right answers."""
         total, count = 0.0, 0
         for batch in batches:
             sums, counts = self.network.token_losses(stack, batch)
@@ -36,8 +44,11 @@ class TextScores:
         loss = total / count
         scores = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
         if prompts is not None:
-            pairs = self.answers(stack, prompts)
+            pairs = self.answers(stack, prompts.batch)
+            right = prompts.references or [(reference,) for _, reference in pairs]
             scores["rouge_l"] = sum(rouge_l(answer, reference) for answer, reference in pairs) / len(pairs)
+            for name, compare in (("exact", exact), ("token_f1", token_f1)):
+                scores[name] = sum(compare(answer, of) for (answer, _), of in zip(pairs, right, strict=True)) / len(pairs)
         return scores
 
     def answers(self, stack: Stack, batch: Batch) -> list[tuple[str, str]]:

@@ -18,7 +18,7 @@ from typing import Any
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field
 
-from fedquilt.data.spec import PartitionConfig, TaskConfig
+from fedquilt.data.spec import WRITTEN, PartitionConfig, TaskConfig
 from fedquilt.directions import LOWER_IS_BETTER, direction
 from fedquilt.errors import ConfigError
 from fedquilt.models.loading import ModelConfig
@@ -178,9 +178,9 @@ def _check_kinds(config: RunConfig) -> None:
         raise ConfigError(
             "the tasks' first metrics go different ways", where="tasks.metrics", why=why, fix="put the same metric first"
         )
-    wanting = [task.name for task in config.tasks if "rouge_l" in task.metrics]
+    wanting = [task.name for task in config.tasks if task.kind == "generation" and set(WRITTEN) & set(task.metrics)]
     if wanting and not config.evaluation.generate:
-        why = f"task {wanting[0]!r} asks for rouge_l, which needs texts that the model writes"
+        why = f"task {wanting[0]!r} asks for {', '.join(WRITTEN[:-1])} or {WRITTEN[-1]}, which need texts that the model writes"
         raise ConfigError(
             "evaluation.generate = 0", where="evaluation.generate", why=why, fix="for example evaluation.generate = 20"
         )
