@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+import transformers
 from peft import IA3Config, get_peft_model
 from test_models import base_of, batch_of, outcome, stack_of
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from fedquilt.adapters.bottleneck import bottleneck
 from fedquilt.adapters.export import write
 from fedquilt.adapters.lora import lora
 from fedquilt.adapters.prompts import p_tuning, prefix, prompt
+from fedquilt.adapters.tt import family
 from fedquilt.adapters.tt.family import tt
 from fedquilt.adapters.tt.maps import dense
 from fedquilt.adapters.vectors import bitfit, ia3, layer_norms, ssf
@@ -52,6 +54,18 @@ def spec_of(family: str, model: str, use: Use = "text", classes: int = 2, **opti
 
 
 # ---- sizes: what the papers and other libraries count ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["Bert", "Roberta", "Deberta", "DebertaV2", "Electra", "DistilBert", "Ernie"])
+def test_every_heads_hidden_map_is_found(kind: str) -> None:
+    """The square map that the head's last map reads from: nothing else may be replaced by the tensor train."""
+    with torch.device("meta"):
+        model = transformers.AutoModelForSequenceClassification.from_config(getattr(transformers, f"{kind}Config")())
+    base = Base(model, None, kind, model.config.model_type, ("classifier",), torch.float32, "")
+    name = family._hidden(base)
+    found = model.get_submodule(name)
+    assert (found.in_features, found.out_features) == (model.config.hidden_size,) * 2
+    assert any(part in name for part in ("pooler", "classifier"))
 
 
 @pytest.mark.parametrize(
@@ -330,8 +344,8 @@ def test_virtual_tokens_count_in_passes() -> None:
     assert all(int((piece.lengths + 30).sum()) <= 100 + int(piece.lengths.max()) + 30 for piece in pieces)
     assert len(pieces) > len(cut(batch, 100)) + 2
     assert sorted(torch.cat([piece.keys for piece in pieces]).tolist()) == sorted(batch.keys.tolist())
-    for family, options, virtual in (("prompt", {"tokens": 7}, 7), ("prefix", {"tokens": 7}, 0), ("lora", {}, 0)):
-        built = build_tiny(tiny_config("fedit", method={"lr": 0.1, "steps": 1}, adapter={"family": family, **options}))
+    for kind, options, virtual in (("prompt", {"tokens": 7}, 7), ("prefix", {"tokens": 7}, 0), ("lora", {}, 0)):
+        built = build_tiny(tiny_config("fedit", method={"lr": 0.1, "steps": 1}, adapter={"family": kind, **options}))
         engine: Any = built.engine
         assert (engine.virtual, built.evaluator.virtual) == (virtual, virtual)
         engine.token_budget = 60

@@ -39,6 +39,29 @@ def test_the_configurations_are_those_of_the_tables(name: str, rank: int, total:
     assert (line.rank, line.total) == (rank, total)
 
 
+@pytest.mark.parametrize(
+    ("name", "adapter", "total", "least", "most"),
+    [
+        ("fedtt-cross-silo", 37_440 + 19_968, 60_634, 0, 0),
+        ("fedtt-cross-device", 37_440 + 19_968, 60_634, 0, 0),
+        ("fedtt-plus-cross-silo", None, None, 13_440 + 19_968, 18_240 + 19_968),
+        ("fedtt-plus-heterogeneity", 23_040 + 52_224, None, 0, 0),
+        ("fedtt-squad", 140_800 + 266_240, 407_040, 0, 0),
+    ],
+)
+def test_fedtts_configurations_train_what_its_text_implies(
+    name: str, adapter: int | None, total: int | None, least: int, most: int
+) -> None:
+    """FedTT+ of the base model has cores of two sizes in the middle; of the large one and of Llama all are alike."""
+    found = cost(load_config(ROOT / "configs" / "paper" / f"{name}.toml"))
+    line = found.lines[0]
+    assert adapter in (None, line.adapter)
+    assert total in (None, line.total)
+    changing = [note for note in found.notes if "other leaves in other rounds" in note]
+    assert len(changing) == bool(most)
+    assert not most or f"{least:,} to {most:,} parameters" in changing[0]
+
+
 def test_the_counts_on_the_page_are_computed() -> None:
     page = (ROOT / "docs" / "results" / "fltac-paper.md").read_text(encoding="utf-8")
     table = page.partition("## Their parameter counts")[2].partition("## Why they differ")[0]

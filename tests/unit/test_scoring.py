@@ -19,7 +19,7 @@ from fedquilt.errors import ConfigError
 from fedquilt.models.scoring import TextScores
 from fedquilt.report.build import report
 from fedquilt.report.compare import compare
-from fedquilt.testing import run_tiny, tiny_config
+from fedquilt.testing import build_tiny, run_tiny, tiny_base, tiny_config
 from fedquilt.types import Slot
 
 TRAINING = {"lr": 3e-2, "steps": 4, "batch": 4}
@@ -138,3 +138,20 @@ def test_pages_say_which_way_is_better(metric: str, better: str, tmp_path: Path,
         text = page.read_text(encoding="utf-8").lower()
         assert better in text
         assert other not in text
+
+
+def test_what_is_written_needs_positions_too() -> None:
+    """GPT-2's are learnt and end; Llama's are computed."""
+
+    def built(model: str, written: int) -> object:
+        evaluation = {"generate": 1, "max_new": written}
+        return build_tiny(
+            tiny_config("fedit", "generation", method=TRAINING, model={"name": f"tiny:{model}"}, evaluation=evaluation)
+        )
+
+    positions = tiny_base(tiny_config("fedit", "generation", method=TRAINING, model={"name": "tiny:gpt2"})).model.config.n_positions
+    room = positions - tiny_config("fedit", method=TRAINING).model.max_length
+    built("gpt2", room)
+    built("llama", 5000)
+    with pytest.raises(ConfigError, match=f"and {room + 1} that are written are more than {positions} positions"):
+        built("gpt2", room + 1)

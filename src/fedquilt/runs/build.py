@@ -184,15 +184,26 @@ def assemble(config: RunConfig, base: Base, tasks: Mapping[str, Task], parts: Pa
 
 
 def check_room(config: RunConfig, base: Base, adapter: Adapter) -> None:
-    """Words and virtual tokens must have positions in the model.
+    """Words, virtual tokens and what is written must have positions in the model.
 
     Raises:
         ConfigError: more of them than there are positions.
     """
     most = getattr(base.model.config, "max_position_embeddings", None)
-    if adapter.prompt is None or most is None:
+    if most is None:
         return
     most = int(most) - (int(base.model.config.pad_token_id) + 1 if base.model_type in ROBERTA else 0)
+    written = 0 if base.head or not config.evaluation.generate else config.evaluation.max_new
+    # Learnt positions end; rotary ones go on, if badly.
+    if base.model_type == "gpt2" and config.model.max_length + adapter.virtual + written > most:
+        texts = f"texts of {config.model.max_length} tokens, {adapter.virtual} virtual ones"
+        raise ConfigError(
+            f"{texts} and {written} that are written are more than {most} positions",
+            where="model.max_length",
+            fix=f"set model.max_length to {most - adapter.virtual - written} or less",
+        )
+    if adapter.prompt is None:
+        return
     if adapter.prompt.tokens > most - 4:
         what = f"{adapter.prompt.tokens} virtual tokens leave no room for words in {most} positions"
         raise ConfigError(what, where="adapter.tokens", fix=f"at most {most - 4}")

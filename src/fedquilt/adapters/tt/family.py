@@ -123,9 +123,9 @@ def tt(
     Args:
         rank: of every inner bond. A map that splits is of this rank, whatever ``bottleneck`` is.
         bias: of the adapters' maps (more numbers than the cores themselves in wide models).
-        classifier: ``tensorized`` replaces the head's hidden map (RoBERTa's ``classifier.dense``, BERT's and DeBERTa's pooler) by a
-            tensor train that belongs to the head and starts anew; without a hidden map (ViT, language models) there is nothing to
-            replace.
+        classifier: ``tensorized`` replaces the head's hidden map (RoBERTa's and ELECTRA's ``classifier.dense``, DistilBERT's
+            ``pre_classifier``, the pooler of BERT, DeBERTa and ERNIE) by a tensor train that belongs to the head and starts anew;
+            without a hidden map (ViT, language models) there is nothing to replace.
         start: ``identity``: the last core of ``up`` and all biases of the adapters zero.
         shapes: modes of the maps, see :mod:`fedquilt.adapters.tt.shapes`.
         way: how products are computed; None: the cheapest (:mod:`fedquilt.adapters.tt.maps`).
@@ -186,7 +186,7 @@ def _leaves(
 
 def _hidden(base: Base) -> str:
     """The linear map before the one that makes the logits; empty where the model has none."""
-    for name in ("classifier.dense", *(f"{top}.pooler.dense" for top in ("bert", "deberta")), "pooler.dense"):
+    for name in ("classifier.dense", "pre_classifier", f"{base.model.base_model_prefix}.pooler.dense", "pooler.dense"):
         try:
             module = base.model.get_submodule(name)
         except AttributeError:
