@@ -84,7 +84,8 @@ def compose(method: Method, spec: Spec) -> Program:
         return tuple(name for name in method.train(spec, now) if name not in frozen)
 
     def share(now: Round) -> tuple[str, ...]:
-        return tuple(name for name in method.share(spec, now) if name in train(now) and name not in private)
+        travelling = set(train(now)) - set(private)
+        return tuple(name for name in method.share(spec, now) if name in travelling)
 
     def init(start: State) -> Hub:
         return Hub(bank={key: torch.stack([x] * method.assign.rows) for key, x in start.items()})

@@ -60,7 +60,8 @@ def plan(config: RunConfig) -> Plan:
         if len(set(found)) > 1:
             what = f"{min(found):,} to {max(found):,} bytes a slot {way}"
             notes.append(f"what travels changes from round to round: {what}; shown is the mean")
-    trained = [leaf for leaf in spec.leaves if leaf.name in client.train(Round(1, config.seed))]
+    training = set(client.train(Round(1, config.seed)))
+    trained = [leaf for leaf in spec.leaves if leaf.name in training]
     return Plan(
         method=repr(built.method),
         clients=built.partition.clients,
