@@ -3,8 +3,9 @@
     FEDQUILT_DATA=FOLDER python benchmarks/grid.py [FAMILY] [--seeds 0 1 2] [--only fltac fedit-r1] [--out runs] [--set a.b=c]
 
 FAMILY is glue (the five GLUE tasks of the FL-TAC paper on MiniLM), open (what FL-TAC leaves open, on the same tasks with fewer
-steps), fedtt (FedTT and what it is compared with, on SST-2; other tasks and numbers of clients by --set), cifar (CIFAR-10 and
-CIFAR-100 on a ViT-S/14) or dolly (the eight categories of Dolly-15k on SmolLM2; losses); without one all are run.
+steps), fedtt (FedTT and what it is compared with, on SST-2; other tasks and numbers of clients by --set), superglue (SuperGLUE
+and SQuAD by FedTT), cifar (CIFAR-10 and CIFAR-100 on a ViT-S/14) or dolly (the eight categories of Dolly-15k on SmolLM2; losses);
+without one all are run.
 Finished runs are kept, interrupted ones resumed; at the end a Markdown table of mean and standard deviation over the seeds is
 printed, with the clustering accuracy after every round.
 """
@@ -46,6 +47,7 @@ FAMILIES = {
         *("fedtt", "fedtt-plus", "fedtt-plus-single", "lora-r8", "lora-r4", "ffa-lora", "rolora"),
         *("bitfit", "bottleneck", "prefix", "prompt", "p-tuning", "ia3"),
     ),
+    "superglue": ("boolq", "cb", "copa", "multirc", "record", "rte", "wic", "wsc", "squad"),
     "cifar": ("fltac", "fedit-r1", "fedit-r2", "local", "centralised"),
     "dolly": ("fltac", "fedit-r8", "local", "centralised", "fltac-split", "fedit-split"),
 }
@@ -83,13 +85,13 @@ def spread(values: list[float], digits: int = 3) -> str:
 
 
 def table(results: dict[str, list[dict[str, Any]]]) -> str:
-    """A Markdown table: a row per configuration."""
-    tasks = sorted(next(iter(results.values()))[0]["tasks"])
+    """A Markdown table: a row per configuration, a column per task of any of them."""
+    tasks = sorted({task for runs in results.values() for task in runs[0]["tasks"]})
     head = ["run", "mean", *tasks, "clustering", "MB up", "MB down", "minutes"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for name, runs in results.items():
         cells = [name, spread([r["mean"] for r in runs])]
-        cells += [spread([r["tasks"][task]["slot_mean"] for r in runs]) for task in tasks]
+        cells += [spread([r["tasks"][task]["slot_mean"] for r in runs]) if task in runs[0]["tasks"] else "" for task in tasks]
         cells.append(spread([r["clustering"]["accuracy"] for r in runs]) if runs[0]["clustering"] else "")
         cells += [spread([r["bytes"][way] / 1e6 for r in runs], 1) for way in ("up", "down")]
         cells.append(spread([r["seconds"]["total"] / 60 for r in runs], 1))
