@@ -51,7 +51,7 @@ class Evaluator:
             row = hub.row_of(slot)
             own = engine.state_of(slot, tree.row(hub.bank, row))
             # A slot without private leaves is its row; computed once for all slots of the row.
-            key: object = ("row", row) if shared else slot
+            key: object = ("row", row) if shared or not engine.has_own(slot) else slot
             for name in names:
                 scores = self._scores(cache, key, own, name)
                 samples = sum(len(index) for task, index in self.view.data(slot, hub.step).parts if task == name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,9 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, adjusted_rand_score
 
 from fedquilt import tree
-from fedquilt.evaluate import clustering, matched_rows
+from fedquilt.evaluate import Evaluator, clustering, matched_rows
 from fedquilt.testing import run_tiny, tiny_config
-from fedquilt.types import Slot
+from fedquilt.types import Slot, Stack
 
 NAMES = ("a", "b", "c")
 
@@ -83,5 +84,32 @@ def test_private_adapters_are_evaluated_one_by_one() -> None:
     for entry in record["slots"]:
         slot = Slot(entry["client"], entry["slot"])
         state = built.engine.state_of(slot, tree.row(outcome.hub.bank, 0))
+        outputs, labels = built.evaluator.outputs(tree.stack([state]), entry["task"], built.evaluator.split(entry["task"]))
+        assert entry["metrics"]["accuracy"] == accuracy_score(labels, outputs.argmax(1))
+
+
+def test_clients_that_never_took_part_share_the_evaluation_of_their_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand of them cost no more than one."""
+    options = {"lr": 5e-2, "steps": 2, "batch": 4, "participation": 0.5}
+    outcome = run_tiny(tiny_config("fedit", method=options, adapter={"head": "private"}, rounds=1))
+    built = outcome.built
+    record = built.evaluator(outcome.hub, built.engine, built.bank_is_complete)
+    asked, score = [], Evaluator.score
+
+    def counted(self: Evaluator, stack: Stack, name: str, *rest: Any) -> dict[str, float]:
+        asked.append((name, float(sum(x.sum() for x in stack.values()))))
+        return score(self, stack, name, *rest)
+
+    monkeypatch.setattr(Evaluator, "score", counted)
+    assert built.evaluator(outcome.hub, built.engine, built.bank_is_complete) == record
+    there = set(outcome.rounds[0]["cohort"])
+    assert 0 < len(there) < 4
+    assert [built.engine.has_own(slot) for slot in built.view.slots] == [slot.client in there for slot in built.view.slots]
+    own = sum(len(names) for slot, names in built.view.truth(1).items() if slot.client in there)
+    rest = {name for slot, names in built.view.truth(1).items() if slot.client not in there for name in names}
+    assert len(asked) == len(set(asked)) == own + len(rest)
+    for entry in record["slots"]:
+        slot = Slot(entry["client"], entry["slot"])
+        state = built.engine.state_of(slot, tree.row(outcome.hub.bank, outcome.hub.row_of(slot)))
         outputs, labels = built.evaluator.outputs(tree.stack([state]), entry["task"], built.evaluator.split(entry["task"]))
         assert entry["metrics"]["accuracy"] == accuracy_score(labels, outputs.argmax(1))
