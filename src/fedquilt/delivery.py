@@ -1,7 +1,8 @@
 """What a slot must be sent before it trains: the leaves of its row that changed since it was last here.
 
-At its first visit, and after a move to another row, that is the whole adapter: a server cannot count on a client to draw the same
-start (torch's generators differ from device to device). Leaves that train and do not travel are the client's own and never sent.
+At its first visit that is the whole adapter: a server cannot count on a client to draw the same start (torch's generators differ
+from device to device). After a move to another row it is whatever any round changed in any row; the rest is the same in all.
+Leaves that train and do not travel are the client's own and never sent.
 """
 
 from __future__ import annotations
@@ -37,10 +38,11 @@ class Delivery:
         return due
 
     def _due(self, job: Job, common: Sequence[str]) -> tuple[str, ...]:
-        last, row = self.visits.get(job.slot, (0, -1))
-        if row != job.row:
+        if job.slot not in self.visits:
             return tuple(common)
-        return tuple(name for name in common if name in self.changes and self.changes[name][row] >= last)
+        last, row = self.visits[job.slot]
+        changed = [name for name in common if name in self.changes]
+        return tuple(name for name in changed if row != job.row or self.changes[name][row] >= last)
 
     def stepped(self, before: Stack, after: Stack, number: int) -> None:
         """Note which leaves of which rows round ``number`` changed."""

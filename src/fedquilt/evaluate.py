@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from fedquilt import tree
 from fedquilt.data.encode import Task
+from fedquilt.data.kinds import GROUPED
 from fedquilt.data.metrics import metric, questions
-from fedquilt.data.spec import GROUPED
 from fedquilt.data.view import View
 from fedquilt.engine.base import Engine
 from fedquilt.engine.batches import assemble

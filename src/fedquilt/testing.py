@@ -25,8 +25,8 @@ from fedquilt import tree
 from fedquilt.clock import Books, Drive
 from fedquilt.data.encode import Examples, Task
 from fedquilt.data.images import ImageExamples
+from fedquilt.data.kinds import Kind
 from fedquilt.data.partition import Partition
-from fedquilt.data.spec import Kind
 from fedquilt.data.transform import Transform
 from fedquilt.engine.kept import InMemory, flat
 from fedquilt.errors import CompositionError

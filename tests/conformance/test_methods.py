@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fedquilt import tree
-from fedquilt.data.spec import Kind
+from fedquilt.data.kinds import Kind
 from fedquilt.data.view import View
 from fedquilt.engine.base import Trained, Work
 from fedquilt.engine.sequential import SequentialEngine

@@ -98,6 +98,33 @@ def test_what_was_read_is_the_readers_own(tmp_path: Path) -> None:
     assert value(store, Slot(0, 0)) == 1
 
 
+def test_a_reader_that_holds_all_segments_can_read_what_the_writer_removes(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    for client in range(6):
+        store.put(Slot(client, 0), kept(client))
+        files = store.flush(client + 1)
+    reader, other = opened(tmp_path), opened(tmp_path)
+    reader.most_open = 10**6
+    for one in (reader, other):
+        one.load(files)
+    for name in files:
+        (tmp_path / name).unlink()
+    assert [value(reader, Slot(client, 0)) for client in range(6)] == list(range(6))
+    with pytest.raises(StateError, match=r"clients-000001\.safetensors cannot be read"):
+        value(other, Slot(0, 0))
+
+
+def test_the_newest_of_rounds_with_more_digits_counts(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    for number in (999_999, 1_000_000):
+        store.put(Slot(0, 0), kept(number))
+        store.put(Slot(number, 0), kept(0))  # so that the older segment stays
+        files = store.flush(number)
+    again = opened(tmp_path)
+    again.load(files)
+    assert value(again, Slot(0, 0)) == 1_000_000
+
+
 def test_damaged_segments_are_named(tmp_path: Path) -> None:
     store = opened(tmp_path)
     store.put(Slot(0, 0), kept(1))

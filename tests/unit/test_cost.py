@@ -14,9 +14,8 @@ from fedquilt.adapters.lora import lora
 from fedquilt.adapters.whole import full, head
 from fedquilt.cli import main
 from fedquilt.data.spec import TaskConfig
-from fedquilt.delivery import Delivery
 from fedquilt.errors import DataError, ModelError
-from fedquilt.meter import Meter
+from fedquilt.meter import fingerprint_size
 from fedquilt.models import meta
 from fedquilt.models.loading import ModelConfig, load
 from fedquilt.models.meta import Use, find_shape, meta_base, meta_model, parameter_count, peft_count
@@ -25,6 +24,7 @@ from fedquilt.runs import cost as cost_module
 from fedquilt.runs.build import build
 from fedquilt.runs.config import RunConfig, load_config
 from fedquilt.runs.cost import Cost, Line, cost, paper_costs
+from fedquilt.runs.launch import run
 from fedquilt.runs.plan import plan
 from fedquilt.types import Round
 
@@ -151,23 +151,30 @@ def test_an_adapter_without_weights_is_the_adapter_with_weights(kind: str, preci
         ("head_only", {}),
         ("centralised_lora", {}),
         ("centralised_full", {}),
+        ("fltac", {"rank": 1, "head": "frozen"}),
+        ("ffa_lora", {"rank": 2}),
+        ("rolora", {"rank": 2, "targets": ["down"]}),
+        ("fedtt_plus", {"rank": 2, "bottleneck": 8}),
     ],
 )
-def test_the_cost_is_that_of_the_run(tiny: Callable[..., RunConfig], method: str, adapter: dict[str, Any]) -> None:
-    """For the client that holds all tasks: what trains, what plan says, and what the meter counts."""
-    config = tiny(method, adapter=adapter, rounds=1)
+def test_the_cost_is_that_of_the_run(tiny: Callable[..., RunConfig], method: str, adapter: dict[str, Any], tmp_path: Path) -> None:
+    """For the client that holds all tasks: what trains, what plan says, and what the meter counts; means over four rounds."""
+    config = tiny(method, adapter=adapter, rounds=4, evaluation={"every": 0, "start": False})
     found = by_method(cost(config))[method]
-    built, expected, now = build(config), plan(config), Round(1, 0)
+    built, expected = build(config), plan(config)
     client = max(expected.up, key=lambda c: built.view.roster(1)[c])
-    trained = [leaf for leaf in built.adapter.spec.leaves if leaf.name in built.program.client.train(now)]
+    rounds = [set(built.program.client.train(Round(number, 0))) for number in range(1, 5)]
+    trained = [leaf for names in rounds for leaf in built.adapter.spec.leaves if leaf.name in names]
     assert found.adapters == built.view.roster(1)[client]
-    assert found.total == found.adapters * sum(leaf.size for leaf in trained)
-    assert found.head == found.adapters * sum(leaf.size for leaf in trained if leaf.role == "head")
+    assert found.total == round(found.adapters * sum(leaf.size for leaf in trained) / 4)
+    assert found.head == round(found.adapters * sum(leaf.size for leaf in trained if leaf.role == "head") / 4)
     assert (found.up, found.down) == (expected.up[client], expected.down[client])
-    meter = Meter(built.adapter.spec)
-    jobs = built.program.plan(built.program.init(built.adapter.init), built.view.roster(1), now)
-    meter.down(Delivery(built.adapter.spec, built.program.client).send(jobs, now))
-    assert meter.clients[client]["down"] == found.down
+    folder = run(config, directory=tmp_path / "run")
+    lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    for way in ("up", "down"):  # of all rounds; a newcomer of fltac sends its squared gradients beside
+        counted = sum(line["client_bytes"][str(client)][way] for line in lines)
+        extra = found.adapters * fingerprint_size(built.fingerprint) if way == "up" and built.fingerprint else 0
+        assert getattr(found, way) == round((counted - extra) / 4)
 
 
 def test_the_compared_methods_are_what_those_methods_would_cost(tiny: Callable[..., RunConfig]) -> None:

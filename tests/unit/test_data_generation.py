@@ -11,8 +11,8 @@ import pytest
 from real import real_data
 
 from fedquilt.data import PartitionConfig, RawSplit, RawTask, TaskConfig, encode, load, partition
+from fedquilt.data.presets import DOLLY
 from fedquilt.data.prompts import render, tokenise
-from fedquilt.data.spec import DOLLY
 from fedquilt.data.view import make_view
 from fedquilt.errors import ConfigError, DataError
 from fedquilt.evaluate import Evaluator

@@ -1,7 +1,8 @@
 import pytest
 from pydantic import ValidationError
 
-from fedquilt.data.spec import PRESETS, PartitionConfig, TaskConfig
+from fedquilt.data.presets import PRESETS
+from fedquilt.data.spec import PartitionConfig, TaskConfig
 from fedquilt.errors import ConfigError
 
 

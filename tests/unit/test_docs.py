@@ -17,7 +17,8 @@ from pydantic import BaseModel
 import fedquilt
 from fedquilt import errors, gate
 from fedquilt.data.assets import ASSETS
-from fedquilt.data.spec import PRESETS, PartitionConfig, TaskConfig
+from fedquilt.data.presets import PRESETS
+from fedquilt.data.spec import PartitionConfig, TaskConfig
 from fedquilt.models.loading import ModelConfig
 from fedquilt.runs import registry
 from fedquilt.runs.config import EvaluationConfig, RunConfig, parse

@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from real import real_data
 
-from fedquilt.data import PartitionConfig, RawTask, TaskConfig, load, partition
-from fedquilt.data.forms import FORMS, form
+from fedquilt.data import Partition, PartitionConfig, RawTask, TaskConfig, load, partition
+from fedquilt.data.forms import FORMS
 from fedquilt.data.marks import Marks
 from fedquilt.data.metrics import questions
 from fedquilt.data.tables import Table
 from fedquilt.errors import ConfigError, DataError
+from fedquilt.runs.config import parse
 
 COPA = {"premise": "It rained.", "choice1": "I sang.", "choice2": "I got wet.", "question": "effect", "label": 1}
 MULTIRC = {
@@ -33,7 +34,7 @@ QUERY = "@placeholder was met"
 
 
 def made(name: str, *rows: dict[str, Any]) -> list[dict[str, Any]]:
-    table = form(name)(Table({key: [row[key] for row in rows] for key in rows[0]}, "here"))
+    table = FORMS[name](Table({key: [row[key] for row in rows] for key in rows[0]}, "here"))
     return [dict(zip(table.columns, values, strict=True)) for values in zip(*table.columns.values(), strict=True)]
 
 
@@ -89,6 +90,44 @@ def test_wsc_marks_the_pronoun_in_both_layouts() -> None:
         assert (found["first"], found["second"], found["label"]) == ("Mark told Pete that *he* lied .", "Mark", 1)
 
 
+def test_wsc_marks_the_word_that_is_meant_though_its_place_is_wrong() -> None:
+    row = {"text": "It is said that Mark uses it , and it works .", "span1_text": "Mark", "span2_text": "it", "label": 1}
+    for place, marked in ((5, "uses *it* , and it"), (0, "*It* is said"), (99, "and *it* works")):
+        (found,) = made("wsc", row | {"span2_index": place})
+        assert marked in found["first"]
+
+
+def test_multirc_reads_labels_as_labels_are_read() -> None:
+    for label, right in (
+        (1, "yes"),
+        ("1", "yes"),
+        (True, "yes"),
+        ("True", "yes"),
+        (0, "no"),
+        ("0", "no"),
+        ("False", "no"),
+        (0.0, "no"),
+    ):
+        (found,) = made("multirc", {"paragraph": "a", "question": "b", "answer": "c", "label": label})
+        assert found["label"] == right
+
+
+def test_original_files_are_read_as_they_are(tmp_path: Path) -> None:
+    """Json lines with nested objects."""
+    wsc = {"text": "Mark said he lied .", "target": {"span1_index": 0, "span1_text": "Mark", "span2_index": 2, "span2_text": "he"}}
+    answers, passage = [{"text": "Bob Roy"}], {"text": PASSAGE, "entities": ENTITIES}
+    rows = {
+        "wsc": [wsc | {"label": label, "idx": i} for i, label in enumerate([True, False] * 5)],
+        "multirc": [{"idx": i, "passage": MULTIRC | {"text": f"{i} {MULTIRC['text']}"}} for i in range(6)],
+        "record": [{"passage": passage, "qas": [{"query": f"{i} {QUERY}", "answers": answers}]} for i in range(10)],
+    }  # fmt: skip
+    for name, lines in rows.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+        config = TaskConfig(name=name, preset=f"superglue/{name}", source=f"file:{name}.jsonl")
+        task = load(config, root=tmp_path, cache=tmp_path, seed=0)
+        assert len(task.train) + len(task.evaluation) == {"wsc": 10, "multirc": 18, "record": 20}[name]
+
+
 def test_wic_names_the_word() -> None:
     (found,) = made("wic", {"word": "bank", "sentence1": "A bank.", "sentence2": "Banks lend.", "label": 0, "start1": 2})
     assert (found["first"], found["second"], found["label"]) == ("bank: A bank.", "Banks lend.", 0)
@@ -111,20 +150,30 @@ def test_squad_keeps_all_right_answers_in_both_layouts() -> None:
 @pytest.mark.parametrize("name", sorted(FORMS))
 def test_another_table_is_named(name: str) -> None:
     with pytest.raises(DataError, match="there is no column"):
-        form(name)(Table({"sentence": ["x"], "label": [0]}, "here.csv"))
-    with pytest.raises(ConfigError, match="no form 'coppa'"):
-        form("coppa")
+        FORMS[name](Table({"sentence": ["x"], "label": [0]}, "here.csv"))
+
+
+def test_an_unknown_form_is_named_with_its_task() -> None:
+    with pytest.raises(ConfigError, match="no form 'coppa'") as caught:
+        TaskConfig(name="t", source="file:x.csv", form="coppa")
+    assert "'t'" in caught.value.where
+    assert "copa" in caught.value.fix
 
 
 @pytest.mark.parametrize(
     ("name", "row"),
     [("copa", COPA | {"question": "why"}), ("multirc", {"passage": "{"}), ("record", {"passage": "{}", "qas": "[]"}),
-     ("wsc", {"text": "a", "target": "[]", "label": 0}), ("squad", {"context": "a", "question": "b", "answers": None})],
+     ("wsc", {"text": "a", "target": "[]", "label": 0}), ("squad", {"context": "a", "question": "b", "answers": None}),
+     ("copa", COPA | {"label": -1}),  # test rows have hidden labels
+     ("multirc", {"paragraph": "a", "question": "b", "answer": "c", "label": -1}),
+     ("record", {"passage": "a", "query": "@placeholder", "entities": ["a"], "answers": []}),
+     ("record", {"passage": "a", "query": "@placeholder", "entities": "Bob", "answers": ["Bob"]}),
+     ("squad", {"context": "Paris", "question": "b", "answer_text": "Paris"}),
+     ("wsc", {"text": "no such word", "span1_text": "x", "span2_text": "he", "span2_index": 1, "label": 0})],
 )  # fmt: skip
 def test_a_broken_row_is_named(name: str, row: dict[str, Any]) -> None:
-    good = {key: row[key] for key in row}
     with pytest.raises(DataError, match="row is not what its task publishes") as caught:
-        form(name)(Table({key: [good[key]] for key in good}, "here", rows=(7,)))
+        FORMS[name](Table({key: [value] for key, value in row.items()}, "here", rows=(7,)))
     assert caught.value.where == "here, row 7"
 
 
@@ -202,6 +251,36 @@ def test_questions_are_never_parted(tmp_path: Path) -> None:
     assert not texts
 
 
+def test_columns_files_and_places_may_not_part_questions(tmp_path: Path) -> None:
+    rows = [
+        {"text": f"{q} {c}", "label": "yes" if c == q % 3 else "no", "of": f"q{q}", "who": c, "fold": c}
+        for q in range(9)
+        for c in range(3)
+    ]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    given: dict[str, Any] = {
+        "name": "own",
+        "source": "file:own.jsonl",
+        "labels": ["no", "yes"],
+        "metrics": ["choice"],
+        "group": "of",
+    }
+    task = load(TaskConfig(**given), root=tmp_path, cache=tmp_path, seed=0, columns=("who", "of"))
+    with pytest.raises(DataError, match="parts questions of task 'own'"):
+        partition({"own": task}, PartitionConfig(how="column", column="who"), seed=0)
+    whole = partition({"own": task}, PartitionConfig(how="column", column="of"), seed=0)
+    assert {len(part) for part in whole.parts["own"]} == {3}
+    halves = Partition({"own": (np.arange(0, len(task.train), 2), np.arange(1, len(task.train), 2))}, "file")
+    halves.save(tmp_path / "halves.json")
+    with pytest.raises(DataError, match="'file' parts questions"):
+        partition({"own": task}, PartitionConfig(how="file", file=str(tmp_path / "halves.json")), seed=0)
+    with pytest.raises(DataError, match="eval_where parts a question"):
+        load(TaskConfig(**given, eval_where={"fold": 2}), root=tmp_path, cache=tmp_path, seed=0)
+    raw = {"rounds": 1, "method": {"name": "fltac", "lr": 0.1, "steps": 1}, "tasks": [given], "model": {"name": "tiny:bert"}}
+    with pytest.raises(ConfigError, match="part questions"):
+        parse(raw | {"partition": {"slots_per_task": 2}}, tmp_path)
+
+
 def test_own_candidates_need_a_column_of_questions(tmp_path: Path) -> None:
     rows = [{"text": f"{q} {c}", "label": "yes" if c == q % 3 else "no", "of": f"q{q}"} for q in range(10) for c in range(3)]
     (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
@@ -212,8 +291,11 @@ def test_own_candidates_need_a_column_of_questions(tmp_path: Path) -> None:
         TaskConfig(**given)
     with pytest.raises(ConfigError, match="ReCoRD"):
         TaskConfig(**given | {"metrics": ["choice_f1"]}, group="of")
-    with pytest.raises(ConfigError, match="two labels"):
-        TaskConfig(**given | {"labels": ["a", "b", "c"]}, group="of")
+    for labels in (["a", "b", "c"], None):
+        with pytest.raises(ConfigError, match="two labels"):
+            TaskConfig(**given | {"labels": labels}, group="of")
+    with pytest.raises(ConfigError, match="the second label means right"):
+        TaskConfig(**given | {"labels": ["yes", "no"]}, group="of")
     with pytest.raises(DataError, match="column 'off'"):
         load(TaskConfig(**given, group="off"), root=tmp_path, cache=tmp_path, seed=0)
     del rows[4]["of"]

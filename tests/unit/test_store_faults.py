@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
-from stored import commit
+import torch
+from stored import books, commit, hub
 
 from fedquilt import tree
 from fedquilt.errors import StateError
 from fedquilt.runs.atomic import write_atomic
 from fedquilt.runs.store import MANIFEST, Store, read_manifest, writing
+from fedquilt.types import Slot
 
 
 def test_one_wrong_bit_in_the_manifest_is_never_believed(two: Path) -> None:
@@ -53,6 +55,28 @@ def test_a_manifest_without_its_seal_is_not_believed(two: Path) -> None:
     (two / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(StateError, match=r"hub\.json is corrupt"):
         Store(two).load()
+
+
+def test_a_fall_back_finds_the_clients_as_they_were(tmp_path: Path) -> None:
+    """Cohorts at random, so that segments are emptied and removed; then the newest state is damaged."""
+    for seed in range(12):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        stream = torch.Generator().manual_seed(seed)
+        store, held, before = Store(folder), {}, {}
+        for step in range(1, 13):
+            before = dict(held)
+            for client in torch.randperm(8, generator=stream)[:3].tolist():
+                held[client] = float(step)
+                store.clients.put(Slot(client, 0), {"private": {"a/w": torch.full((4,), float(step))}})
+            store.commit(hub(step), {}, books(step))
+        newest = max((folder / "state").glob("hub-*" if seed % 2 else "clients-*"))
+        newest.write_bytes(newest.read_bytes()[:-1])
+        again = Store(folder)
+        found = again.load()
+        assert found is not None
+        assert found[0].step == 11
+        assert {c: float(again.clients.get(Slot(c, 0))["private"]["a/w"][0]) for c in before} == before
 
 
 class Torn:

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from fedquilt.data import prompts
 from fedquilt.data.files import replacing
+from fedquilt.data.kinds import Kind
 from fedquilt.data.load import RawSplit, RawTask
 from fedquilt.data.marks import NO_MARKS, Marks
-from fedquilt.data.spec import Kind
 from fedquilt.errors import DataError
 
 if TYPE_CHECKING:

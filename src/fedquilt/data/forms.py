@@ -2,7 +2,7 @@
 
 A question with candidates becomes a row per candidate with the label ``yes`` or ``no`` (or 1 and 0) and the question as its
 ``group``: a client holds whole questions, and metrics look at whole questions. ``worth`` is what choosing a candidate would score.
-Every form reads the layout of the hub and the one of the original files, told apart by their columns.
+Every form of SuperGLUE reads the layout of the hub and the one of the original files (json lines), told apart by their columns.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedquilt.data.answers import NO_ANSWER, exact, token_f1
+from fedquilt.data.answers import NO_ANSWER, exact, normal, token_f1
+from fedquilt.data.labels import key
 from fedquilt.data.tables import Table
-from fedquilt.errors import ConfigError, DataError, did_you_mean
+from fedquilt.errors import DataError, did_you_mean
 
 Row = dict[str, Any]
 NO, YES = "no", "yes"
@@ -61,15 +62,21 @@ class Form:
         return Table(columns, table.where, None, tuple(numbers))
 
 
-def form(name: str) -> Form:
-    """The form called ``name``.
+def _object(value: Any) -> Any:
+    """Nested data, or the JSON text of it (in formats without nesting)."""
+    return json.loads(value) if isinstance(value, str) else value
 
-    Raises:
-        ConfigError: no such form.
-    """
-    if name not in FORMS:
-        raise ConfigError(f"there is no form {name!r}", where="tasks.form", fix=did_you_mean(name, FORMS))
-    return FORMS[name]
+
+def _listed(values: Any) -> list[Any]:
+    """A list; the letters of a text are none."""
+    if isinstance(values, str):
+        raise TypeError(f"a text where a list belongs: {values[:40]!r}")
+    return list(values)
+
+
+def _right(label: Any) -> str:
+    """``yes`` or ``no``."""
+    return {"1": YES, "true": YES, "0": NO, "false": NO}[key(label).lower()]
 
 
 def _pair(first: str, second: str, label: Any, group: str = "") -> Row:
@@ -79,9 +86,9 @@ def _pair(first: str, second: str, label: Any, group: str = "") -> Row:
 def _copa(row: Row) -> Iterator[Row]:
     """Roemmele et al. 2011: which of two is the cause, or the effect."""
     asks = {"cause": "What was the cause of this?", "effect": "What happened as a result?"}[row["question"]]
-    question = f"{row['premise']} {asks}"
+    question, right = f"{row['premise']} {asks}", {"0": 0, "1": 1}[key(row["label"])]
     for number, choice in enumerate((row["choice1"], row["choice2"])):
-        yield _pair(question, choice, YES if number == int(row["label"]) else NO, f"{question} {row['choice1']} {row['choice2']}")
+        yield _pair(question, choice, YES if number == right else NO, f"{question} {row['choice1']} {row['choice2']}")
 
 
 def _wic(row: Row) -> Iterator[Row]:
@@ -90,15 +97,20 @@ def _wic(row: Row) -> Iterator[Row]:
 
 
 def _wsc(text: str, noun: str, pronoun: str, place: int, label: Any) -> Iterator[Row]:
-    """Levesque et al. 2012: the pronoun is marked with stars, the noun is the second text."""
+    """Levesque et al. 2012: the pronoun is marked with stars, the noun is the second text. Where the published place is another
+    word's, the nearest occurrence is meant."""
     words = text.split(" ")
     size = len(pronoun.split(" "))
+    found = [i for i in range(len(words)) if normal(" ".join(words[i : i + size])) == normal(pronoun)]
+    if not found:
+        raise ValueError(f"the pronoun {pronoun!r} is not in the text")
+    place = min(found, key=lambda i: abs(i - place))
     words[place : place + size] = [f"*{' '.join(words[place : place + size])}*"]
     yield _pair(" ".join(words), noun, label)
 
 
 def _wsc_file(row: Row) -> Iterator[Row]:
-    target = json.loads(row["target"])
+    target = _object(row["target"])
     return _wsc(row["text"], target["span1_text"], target["span2_text"], int(target["span2_index"]), row["label"])
 
 
@@ -108,7 +120,7 @@ def _wsc_hub(row: Row) -> Iterator[Row]:
 
 def _multirc_file(row: Row) -> Iterator[Row]:
     """Khashabi et al. 2018 (NAACL): every answer of a question is right or wrong by itself."""
-    passage = json.loads(row["passage"])
+    passage = _object(row["passage"])
     for question in passage["questions"]:
         for answer in question["answers"]:
             right = answer["isAnswer"] if "isAnswer" in answer else answer["label"]
@@ -121,23 +133,25 @@ def _multirc_hub(row: Row) -> Iterator[Row]:
 
 def _multirc(paragraph: str, question: str, answer: str, right: Any) -> Row:
     plain = " ".join(re.sub(r"<b>Sent \d+: </b>|<[^>]*>", " ", paragraph).split())
-    return _pair(plain, f"{question} {answer}", YES if right else NO, f"{question} {plain}")
+    return _pair(plain, f"{question} {answer}", _right(right), f"{question} {plain}")
 
 
 def _record_file(row: Row) -> Iterator[Row]:
     """Zhang et al. 2018 (arXiv 1810.12885): which entity of the passage stands for ``@placeholder``."""
-    passage = json.loads(row["passage"])
+    passage = _object(row["passage"])
     text = passage["text"]
     entities = [text[entity["start"] : entity["end"] + 1] for entity in passage["entities"]]
-    for question in json.loads(row["qas"]) if isinstance(row["qas"], str) else row["qas"]:
+    for question in _object(row["qas"]):
         yield from _record(text, question["query"], entities, [answer["text"] for answer in question["answers"]])
 
 
 def _record_hub(row: Row) -> Iterator[Row]:
-    return _record(row["passage"], row["query"], row["entities"], row["answers"])
+    return _record(row["passage"], row["query"], _listed(row["entities"]), _listed(row["answers"]))
 
 
 def _record(text: str, query: str, entities: Sequence[str], answers: Sequence[str]) -> Iterator[Row]:
+    if not answers:
+        raise ValueError("there is no label: the row has no answers")
     plain = text.replace("\n@highlight\n", ". ").replace("@highlight", "")
     for entity in dict.fromkeys(entities):
         right = YES if exact(entity, answers) else NO
@@ -152,11 +166,11 @@ def _squad(context: str, question: str, answers: Sequence[str]) -> Iterator[Row]
 
 
 def _squad_hub(row: Row) -> Iterator[Row]:
-    return _squad(row["context"], row["question"], row["answers"]["text"])
+    return _squad(row["context"], row["question"], _listed(row["answers"]["text"]))
 
 
-def _squad_file(row: Row) -> Iterator[Row]:
-    return _squad(row["context"], row["question"], row["answer_text"])
+def _squad_flat(row: Row) -> Iterator[Row]:
+    return _squad(row["context"], row["question"], _listed(row["answer_text"]))
 
 
 _PAIR = ("first", "second", "label")
@@ -172,7 +186,7 @@ FORMS = {
         {("passage", "query", "entities", "answers"): _record_hub, ("passage", "qas"): _record_file}, (*_GROUPED, "worth")
     ),
     "squad": Form(
-        {("context", "question", "answers"): _squad_hub, ("context", "question", "answer_text"): _squad_file},
+        {("context", "question", "answers"): _squad_hub, ("context", "question", "answer_text"): _squad_flat},
         ("instruction", "context", "response", "references"),
     ),
 }

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedquilt.data import assets, labels, pictures
-from fedquilt.data.forms import form
+from fedquilt.data.forms import FORMS
+from fedquilt.data.kinds import Kind
 from fedquilt.data.marks import NO_MARKS, Marks, joined, numbered
 from fedquilt.data.select import filtered, parted
-from fedquilt.data.spec import Kind, Prompt, TaskConfig
+from fedquilt.data.spec import Prompt, TaskConfig
 from fedquilt.data.tables import Table, pick, read_file, read_hub
 from fedquilt.data.transform import Content
 from fedquilt.errors import DataError
@@ -85,6 +86,9 @@ def load(task: TaskConfig, *, root: Path, cache: Path, seed: int, columns: Seque
     wanted += [task.group] if task.group else []
     train_table = filtered(_read(task, task.train_split, [*wanted, *task.eval_where, *columns], root, cache, say), task.where)
     train_table, chosen = parted(train_table, task.eval_where) if task.eval_where else (train_table, None)
+    if task.group and chosen is not None and set(train_table.columns[task.group]) & set(chosen.columns[task.group]):
+        fix = "choose by a column that is the same in all rows of a question"
+        raise DataError("eval_where parts a question: some of its rows are for training", where=f"task {task.name!r}", fix=fix)
     names = _label_names(task, train_table)
     notes: list[str] = []
     train = _split(task, train_table, names, columns, "train", notes, cache)
@@ -102,7 +106,7 @@ def load(task: TaskConfig, *, root: Path, cache: Path, seed: int, columns: Seque
 def _read(task: TaskConfig, split: str, wanted: Sequence[str], root: Path, cache: Path, say: Say | None) -> Table:
     if task.form is None:
         return _read_plain(task, split, wanted, root, cache, say)
-    table = form(task.form)(_read_plain(task, split, None, root, cache, say))
+    table = FORMS[task.form](_read_plain(task, split, None, root, cache, say))
     pick(list(table.columns), wanted, table.where)
     return table
 
@@ -159,8 +163,9 @@ def _split(
 
 def _marks(task: TaskConfig, table: Table, rows: Sequence[int]) -> Marks:
     groups = numbered(_present(table, task.group, rows, "a question has no candidates without it")) if task.group else None
-    worth = np.array([float(table.columns["worth"][i]) for i in rows]) if task.form and "worth" in table.columns else None
-    references = tuple(table.columns["references"][i] for i in rows) if task.form and "references" in table.columns else ()
+    made = FORMS[task.form].columns if task.form else ()
+    worth = np.array([float(table.columns["worth"][i]) for i in rows]) if "worth" in made else None
+    references = tuple(table.columns["references"][i] for i in rows) if "references" in made else ()
     return Marks(groups, worth, references)
 
 

@@ -102,9 +102,25 @@ def partition(tasks: Mapping[str, RawTask | Labels], config: PartitionConfig, *,
     else:
         rule = _RULES[config.how]
         parts = {name: _spread(rule, tasks[name], config, seed, i, name) for i, name in enumerate(sorted(tasks))}
+    _check_whole(tasks, parts, config)
     if not any(len(part) for clients in parts.values() for part in clients):
         raise DataError("no client has any row", where="partition", fix="check the tasks' sizes and the rule")
     return Partition(parts, config.how, _notes(parts, config))
+
+
+def _check_whole(tasks: Mapping[str, RawTask | Labels], parts: Mapping[str, Parts], config: PartitionConfig) -> None:
+    """Rules keep questions whole; columns and files may not."""
+    for name, task in tasks.items():
+        groups = task.train.marks.groups if isinstance(task, RawTask) else None
+        if groups is None:
+            continue
+        held = np.concatenate([np.unique(groups[part]) for part in parts[name]])
+        if len(held) != len(np.unique(held)):
+            why = "its candidates are rows, and a client that has some of them has another question"
+            what = f"partition.how = {config.how!r} parts questions of task {name!r} over clients"
+            raise DataError(
+                what, where="partition", why=why, fix="partition by a column that is the same in all rows of a question"
+            )
 
 
 def _labels(task: RawTask | Labels) -> Labels:

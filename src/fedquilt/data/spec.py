@@ -3,150 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from fedquilt.data.forms import FORMS
+from fedquilt.data.kinds import GROUPED, METRICS, Kind, Metric
 from fedquilt.data.labels import key
+from fedquilt.data.presets import PRESETS
 from fedquilt.errors import ConfigError, did_you_mean
 
-Kind = Literal["classification", "regression", "generation"]
-Metric = Literal[
-    "accuracy", "f1", "matthews", "choice", "choice_f1", "exact", "pearson", "spearman", "loss", "perplexity", "rouge_l", "token_f1"
-]
 Prompt = Literal["chat", "alpaca"]
 How = Literal["dirichlet-task", "dirichlet-label", "iid", "column", "shards", "file"]
 TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl")
 FILE_SUFFIXES = (*TEXT_SUFFIXES, ".parquet", ".arrow")
-# The first is the default; for generation the second is reported too.
-METRICS: dict[Kind, tuple[Metric, ...]] = {
-    "classification": ("accuracy", "f1", "matthews", "choice", "choice_f1", "exact"),
-    "regression": ("pearson", "spearman"),
-    "generation": ("loss", "perplexity", "rouge_l", "exact", "token_f1"),
-}
-GROUPED = ("choice", "choice_f1", "exact")  # of whole questions
-WRITTEN = ("rouge_l", "exact", "token_f1")  # of what a language model writes
-
-
-@dataclass(frozen=True)
-class Preset:
-    """The fields of a published task: columns, labels and splits as on the hub."""
-
-    source: str
-    text: tuple[str, ...]
-    labels: tuple[str, ...] | None
-    metrics: tuple[Metric, ...]
-    kind: Kind = "classification"
-    eval_split: str | None = "validation"
-    """The split on the hub; a local file of the same task is looked for as its first word: ``validation``, ``test``. None: part of
-    ``train`` is held out."""
-    where: tuple[tuple[str, str], ...] = ()
-    """(column, value) of the rows that belong to the task."""
-    image: str | None = None
-    label: str = "label"
-    form: str | None = None
-    group: str | None = None
-
-
-_PAIR = ("sentence1", "sentence2")
-_SAME = ("not_equivalent", "equivalent")
-_FOLLOWS = ("entailment", "not_entailment")
-_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-_CIFAR100 = (
-    "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can "
-    "castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin "
-    "elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster "
-    "man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck "
-    "pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk "
-    "skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger "
-    "tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm"
-)
-
-
-def _glue(name: str, text: tuple[str, ...], labels: tuple[str, ...], *metrics: Metric) -> tuple[str, Preset]:
-    return f"glue/{name}", Preset(f"hub:nyu-mll/glue:{name}", text, labels, metrics or ("accuracy",))
-
-
-# Label order and columns: the hub's nyu-mll/glue. Metrics: Wang et al. 2019, "GLUE" (ICLR), table 1.
-PRESETS: dict[str, Preset] = dict(
-    [
-        _glue("cola", ("sentence",), ("unacceptable", "acceptable"), "matthews"),
-        _glue("sst2", ("sentence",), ("negative", "positive")),
-        _glue("mrpc", _PAIR, _SAME, "accuracy", "f1"),
-        _glue("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), "accuracy", "f1"),
-        _glue("qnli", ("question", "sentence"), _FOLLOWS),
-        _glue("rte", _PAIR, _FOLLOWS),
-        _glue("wnli", _PAIR, ("not_entailment", "entailment")),
-    ]
-) | {
-    "glue/stsb": Preset("hub:nyu-mll/glue:stsb", _PAIR, None, ("pearson", "spearman"), "regression"),
-    "glue/mnli": Preset(
-        "hub:nyu-mll/glue:mnli",
-        ("premise", "hypothesis"),
-        ("entailment", "neutral", "contradiction"),
-        ("accuracy",),
-        eval_split="validation_matched",
-    ),
-    # Krizhevsky 2009, "Learning multiple layers of features from tiny images"; columns of the hub's uoft-cs/cifar10 and cifar100.
-    "cifar10": Preset("hub:uoft-cs/cifar10", (), _CIFAR10, ("accuracy",), eval_split="test", image="img"),
-    "cifar100": Preset(
-        "hub:uoft-cs/cifar100", (), tuple(_CIFAR100.split()), ("accuracy",), eval_split="test", image="img", label="fine_label"
-    ),
-}
-# Conover et al. 2023, "Free Dolly": one file, eight kinds of instruction; FL-TAC's eight tasks (Ping et al. 2024, section 4.1).
-DOLLY = (
-    "brainstorming",
-    "classification",
-    "closed_qa",
-    "creative_writing",
-    "general_qa",
-    "information_extraction",
-    "open_qa",
-    "summarization",
-)
-PRESETS |= {
-    f"dolly/{category}": Preset(
-        "hub:databricks/databricks-dolly-15k",
-        ("text",),
-        None,
-        ("loss", "perplexity"),
-        "generation",
-        None,
-        (("category", category),),
-    )
-    for category in DOLLY
-}
-
-
-def _superglue(name: str, labels: tuple[str, ...], *metrics: Metric, grouped: bool = False) -> tuple[str, Preset]:
-    group = "group" if grouped else None
-    return f"superglue/{name}", Preset(f"hub:aps/super_glue:{name}", _FORM, labels, metrics, form=name, group=group)
-
-
-# Wang et al. 2019, "SuperGLUE" (arXiv 1905.00537), table 1. Columns and label order: the hub's aps/super_glue.
-_FORM, _CHOICE, _TRUTH = ("first", "second"), ("no", "yes"), ("false", "true")
-PRESETS |= dict(
-    [
-        _superglue("copa", _CHOICE, "choice", grouped=True),
-        _superglue("multirc", _CHOICE, "f1", "exact", grouped=True),
-        _superglue("record", _CHOICE, "choice_f1", "choice", grouped=True),
-        _superglue("wic", _TRUTH, "accuracy"),
-        _superglue("wsc", _TRUTH, "accuracy"),
-    ]
-) | {
-    "superglue/boolq": Preset("hub:aps/super_glue:boolq", ("question", "passage"), _TRUTH, ("accuracy",)),
-    "superglue/cb": Preset(
-        "hub:aps/super_glue:cb", ("premise", "hypothesis"), ("entailment", "contradiction", "neutral"), ("accuracy", "f1")
-    ),
-    "superglue/rte": Preset("hub:aps/super_glue:rte", ("premise", "hypothesis"), _FOLLOWS, ("accuracy",)),
-}
-# Rajpurkar et al. 2016 (arXiv 1606.05250) and 2018 (arXiv 1806.03822), answered by a language model in its own words.
-PRESETS |= {
-    name: Preset(f"hub:rajpurkar/{hub}", ("text",), None, ("token_f1", "exact", "loss"), "generation", form="squad")
-    for name, hub in (("squad", "squad"), ("squad2", "squad_v2"))
-}
 
 
 def _filled(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,8 +78,8 @@ class TaskConfig(_Config):
     form: str | None = None
     """How published rows become rows with texts and labels: ``copa``, ``multirc``, ``record``, ``wic``, ``wsc``, ``squad``."""
     group: str | None = None
-    """Column of the question that a candidate belongs to: candidates are rows with labels no and yes, questions are never parted,
-    and the metrics ``choice`` and ``exact`` are of questions."""
+    """Column of the question that a candidate belongs to: candidates are rows, ``labels`` are wrong and right in this order,
+    questions are never parted, and the metrics ``choice`` and ``exact`` are of questions."""
     labels: tuple[str, ...] | None = None
     """The label set in order; found in the training rows when not given."""
     kind: Kind = "classification"
@@ -275,6 +146,8 @@ class TaskConfig(_Config):
             raise ConfigError("eval_where and eval_split both say which rows are for evaluation", where=where, fix=fix)
         if self.eval_split == self.train_split:
             raise ConfigError(f"{self.eval_split!r} is the training and the evaluation split", where=where)
+        if self.form is not None and self.form not in FORMS:
+            raise ConfigError(f"there is no form {self.form!r}", where=f"{where}, tasks.form", fix=did_you_mean(self.form, FORMS))
         _check_metrics(self.kind, self.metrics, where)
         _check_groups(self, where)
         _check_source(self.source, where)
@@ -298,8 +171,13 @@ def _check_groups(task: TaskConfig, where: str) -> None:
         )
     if "choice_f1" in task.metrics and task.form != "record":
         raise ConfigError("metric 'choice_f1' is of ReCoRD's form alone", where=where, fix="use choice")
-    if task.group is not None and (task.kind != "classification" or (task.labels is not None and len(task.labels) != 2)):
-        raise ConfigError("candidates of a question are right or wrong: two labels", where=where, fix="leave group out")
+    if task.group is None:
+        return
+    if task.kind != "classification" or task.labels is None or len(task.labels) != 2:
+        fix = "labels = ['no', 'yes'], in the words of the rows; or leave group out"
+        raise ConfigError("candidates of a question are wrong or right: two labels, in this order", where=where, fix=fix)
+    if task.labels[0].lower() in ("yes", "true", "right", "correct", "1"):
+        raise ConfigError(f"the second label means right, but the first one is {task.labels[0]!r}", where=where, fix="swap them")
 
 
 def _check_source(source: str, where: str) -> None:

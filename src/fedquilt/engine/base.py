@@ -23,7 +23,12 @@ Tick = Callable[[int], None]
 
 
 class Engine(Protocol):
-    """Runs jobs. Synchronous, deadline and buffered-asynchronous clocks all work through submit and poll."""
+    """Runs jobs. Synchronous, deadline and buffered-asynchronous clocks all work through submit and poll.
+
+    ``kept``: where clients' own states are; a run puts its directory here, and with it they are part of a checkpoint.
+    """
+
+    kept: Kept
 
     def roster(self, number: int) -> Mapping[int, int]:
         """Client -> number of slots in a round: all that a server may know of the clients' data."""
@@ -67,6 +72,7 @@ class Work:
     start: State  # all leaves
     moments: State | None  # None: fresh optimiser
     steps: int
+    kept: Mapping[str, State]  # what the slot has from earlier rounds
 
 
 class InProcess(ABC):
@@ -144,16 +150,16 @@ class InProcess(ABC):
         kept = self.kept.get(job.slot)
         start = tree.merge(tree.row(bank, job.row), kept.get("private", {}))
         moments = kept.get("moments")
-        return Work(job, self.view.data(job.slot, job.round.number), start, moments, self._steps(job))
+        return Work(job, self.view.data(job.slot, job.round.number), start, moments, self._steps(job), kept)
 
     def _reply(self, work: Work, done: Trained, look: Tensor | None) -> Reply:
         job, shared = work.job, self.client.share(work.job.round)
-        keep: dict[str, State] = dict(self.kept.get(job.slot))
+        keep: dict[str, State] = dict(work.kept)
         if private := {key: x for key, x in done.state.items() if key not in shared}:
             keep["private"] = tree.merge(keep.get("private", {}), private)
         if self.client.local.memory == "persist":
             keep["moments"] = done.moments
-        if keep:
+        if any(keep.values()):  # an optimiser without state is nothing to keep
             self.kept.put(job.slot, keep)
         delta = tree.sub(tree.select(done.state, shared), tree.select(work.start, shared))
         delta = dict(self.client.wire.send(delta, job)) if delta else delta

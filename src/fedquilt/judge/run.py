@@ -16,7 +16,7 @@ from fedquilt.judge.client import Judge
 from fedquilt.judge.score import ask, parse
 from fedquilt.models.scoring import TextScores
 from fedquilt.runs.atomic import write_atomic
-from fedquilt.runs.build import Built
+from fedquilt.runs.build import Built, check_room
 from fedquilt.runs.config import load_config
 from fedquilt.runs.reopen import reopen
 from fedquilt.types import Batch, Hub, Slot, State
@@ -60,6 +60,7 @@ def open_run(run: Path, *, rows: int, max_new: int) -> Opened:
         what = f"the run's tasks are of the kind {config.tasks[0].kind}: there are no answers to judge"
         raise ConfigError(what, where=str(run), fix="give a run on generation tasks")
     built, hub = reopen(run)
+    check_room(built.config, built.base, built.adapter, max_new)
     scores = TextScores(built.network, built.base.tokenizer, rows, max_new)  # type: ignore[arg-type]  # kind: generation
     slots = dict(_slots(built, hub))
     states = {key: _state(built, hub, slot, row) for (slot, row, _), key in slots.items()}

@@ -165,7 +165,7 @@ def assemble(config: RunConfig, base: Base, tasks: Mapping[str, Task], parts: Pa
     """The objects of a run over data and a model that are loaded already."""
     method = make_method(config, len(tasks))
     adapter = make_adapter(config, method, base, len(tasks))
-    check_room(config, base, adapter)
+    check_room(config, base, adapter, config.evaluation.max_new if config.evaluation.generate else 0)
     program = compose(method, adapter.spec)
     view = make_view(tasks, parts, method.slots, config.seed, config.arrivals(), config.partition.slots_per_task)
     check_rows(method, view, config.partition.slots_per_task)
@@ -185,8 +185,8 @@ def assemble(config: RunConfig, base: Base, tasks: Mapping[str, Task], parts: Pa
     return Built(config, base, adapter, method, program, tasks, parts, view, runner, engine, evaluator)
 
 
-def check_room(config: RunConfig, base: Base, adapter: Adapter) -> None:
-    """Words, virtual tokens and what is written must have positions in the model.
+def check_room(config: RunConfig, base: Base, adapter: Adapter, written: int = 0) -> None:
+    """Words, virtual tokens and up to ``written`` tokens that are generated must have positions in the model.
 
     Raises:
         ConfigError: more of them than there are positions.
@@ -195,14 +195,13 @@ def check_room(config: RunConfig, base: Base, adapter: Adapter) -> None:
     if most is None:
         return
     most = int(most) - (int(base.model.config.pad_token_id) + 1 if base.model_type in ROBERTA else 0)
-    written = 0 if base.head or not config.evaluation.generate else config.evaluation.max_new
     # Learnt positions end; rotary ones go on, if badly.
     if base.model_type == "gpt2" and config.model.max_length + adapter.virtual + written > most:
         texts = f"texts of {config.model.max_length} tokens, {adapter.virtual} virtual ones"
         raise ConfigError(
             f"{texts} and {written} that are written are more than {most} positions",
             where="model.max_length",
-            fix=f"set model.max_length to {most - adapter.virtual - written} or less",
+            fix="make model.max_length, or what is written, shorter",
         )
     if adapter.prompt is None:
         return

@@ -35,6 +35,7 @@ class ClientStore:
         index: slot -> the segment that has its newest state.
         slots: segment -> how many slots were written into it.
         fresh: what changed since the last commit.
+        most_open: segments held open. A reader of a directory that another process writes holds all: what is open stays readable.
     """
 
     folder: Path
@@ -42,6 +43,7 @@ class ClientStore:
     index: dict[Slot, str] = field(default_factory=dict)
     slots: dict[str, int] = field(default_factory=dict)
     fresh: dict[Slot, Mapping[str, State]] = field(default_factory=dict)
+    most_open: int = OPEN
     opened: OrderedDict[str, tuple[Any, dict[Slot, list[str]]]] = field(default_factory=OrderedDict)
 
     def get(self, slot: Slot) -> Mapping[str, State]:
@@ -80,7 +82,7 @@ class ClientStore:
         """
         self.files, self.index, self.slots, self.fresh = {}, {}, {}, {}
         self.opened.clear()
-        for name, digest in sorted(files.items()):
+        for name, digest in sorted(files.items(), key=lambda entry: (len(entry[0]), entry[0])):  # by round, however many digits
             check(self.folder / name, digest)
             _, keys = self._segment(name)
             self.index.update(dict.fromkeys(keys, name))
@@ -99,13 +101,13 @@ class ClientStore:
             try:
                 handle: Any = safe_open(self.folder / name, framework="pt")
             except (OSError, SafetensorError) as error:
-                what = f"{Path(name).name} is no safetensors file"
-                raise StateError(what, where=str(self.folder / name), why=str(error)) from error
+                what = "cannot be read" if isinstance(error, OSError) else "is no safetensors file"
+                raise StateError(f"{Path(name).name} {what}", where=str(self.folder / name), why=str(error)) from error
             keys: dict[Slot, list[str]] = {}
             for key in handle.keys():  # noqa: SIM118 - no mapping: it has no __iter__
                 keys.setdefault(slot_of(key), []).append(key)
             self.opened[name] = handle, keys
-            if len(self.opened) > OPEN:
+            if len(self.opened) > self.most_open:
                 self.opened.popitem(last=False)
         self.opened.move_to_end(name)
         return self.opened[name]

@@ -18,7 +18,8 @@ from typing import Any
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field
 
-from fedquilt.data.spec import WRITTEN, PartitionConfig, TaskConfig
+from fedquilt.data.kinds import WRITTEN
+from fedquilt.data.spec import PartitionConfig, TaskConfig
 from fedquilt.directions import LOWER_IS_BETTER, direction
 from fedquilt.errors import ConfigError
 from fedquilt.models.loading import ModelConfig
@@ -178,6 +179,10 @@ def _check_kinds(config: RunConfig) -> None:
         raise ConfigError(
             "the tasks' first metrics go different ways", where="tasks.metrics", why=why, fix="put the same metric first"
         )
+    grouped = [task.name for task in config.tasks if task.group]
+    if grouped and config.partition.slots_per_task > 1:
+        why = f"the candidates of a question of task {grouped[0]!r} would be spread over them"
+        raise ConfigError("several slots per task part questions", where="partition.slots_per_task", why=why, fix="leave it at 1")
     wanting = [task.name for task in config.tasks if task.kind == "generation" and set(WRITTEN) & set(task.metrics)]
     if wanting and not config.evaluation.generate:
         why = f"task {wanting[0]!r} asks for {', '.join(WRITTEN[:-1])} or {WRITTEN[-1]}, which need texts that the model writes"

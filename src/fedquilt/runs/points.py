@@ -45,8 +45,10 @@ def records(number: int, updates: Updates, hub: Hub, view: View, sketch: Sketch)
     ]
     out = {"routes.jsonl": [{"round": number, "slots": routes}]}
     if updates.delta:
-        uploaded = sketch(tree.add(updates.start, updates.delta))
-        bank = sketch(tree.select(hub.bank, updates.delta))
+        # What did not travel in this round is as in the slot's row: maps show whole adapters, whichever leaves take turns.
+        around = tree.rows(hub.bank, [hub.row_of(slot) for slot in updates.origin])
+        uploaded = sketch(tree.merge(around, tree.add(updates.start, updates.delta)))
+        bank = sketch(hub.bank)
         points = [
             {
                 "client": slot.client,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from fedquilt.data.partition import Partition
@@ -19,6 +20,7 @@ def reopen(run: Path) -> tuple[Built, Hub]:
         StateError: nothing committed there.
     """
     store = Store(run)
+    store.clients.most_open = sys.maxsize  # the run may still be going on, and removes what it has replaced
     loaded = store.load()
     if loaded is None:
         raise StateError("the run has no committed round", where=str(run), fix=f"fedquilt resume {run}")
