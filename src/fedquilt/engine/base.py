@@ -181,9 +181,8 @@ class InProcess(ABC):
 
     def seen(self, how: Look, work: Work) -> Iterator[Batch]:
         """The batches that are looked at."""
-        size = self.client.local.batch
-        most = min(how.examples, work.steps * size) if how.as_trained else how.examples
-        return self.sampler.some(work.job.slot, work.data, most, how.batch or size)
+        most = min(how.examples, work.steps * self.client.local.batch) if how.as_trained else how.examples
+        return self.sampler.some(work.job.slot, work.data, most)
 
 
 def starts(works: Sequence[Work], names: Sequence[str]) -> dict[str, Tensor]:

@@ -40,13 +40,13 @@ class Sampler:
                 yield assemble(chosen, key)
                 done += 1
 
-    def some(self, slot: Slot, data: SlotData, most: int, size: int) -> Iterator[Batch]:
-        """At most ``most`` of the slot's training examples, drawn from the seed, in batches of ``size``."""
+    def some(self, slot: Slot, data: SlotData, most: int) -> Iterator[Batch]:
+        """At most ``most`` of the slot's training examples, drawn from the seed; batches of the local batch size."""
         names, task_of, example = _flat(data)
         rows = numpy_generator(self.seed, "some", slot.client, slot.number).permutation(len(example))[:most]
         key = derive(self.seed, "some", slot.client, slot.number)
-        for begin in range(0, len(rows), size):
-            part = rows[begin : begin + size]
+        for begin in range(0, len(rows), self.local.batch):
+            part = rows[begin : begin + self.local.batch]
             yield assemble([(self.tasks[names[t]], 0, e) for t, e in zip(task_of[part], example[part], strict=True)], key + begin)
 
 

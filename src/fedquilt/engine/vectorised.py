@@ -73,7 +73,7 @@ class VectorisedEngine(InProcess):
         return [Trained(_own(x, g), _own(moments, g), means[g]) for g in range(len(works))]
 
     def look(self, how: Look, works: Sequence[Work]) -> list[Tensor]:
-        """Squared gradients of many examples of all works side by side; other ways of looking slot by slot."""
+        """Squared gradients of many batches of all works side by side; other ways of looking slot by slot."""
         if not isinstance(how, Fisher):
             return super().look(how, works)
         x = starts(works, how.names)
@@ -83,7 +83,7 @@ class VectorisedEngine(InProcess):
         for begin in range(0, len(seen), self.together):
             some = seen[begin : begin + self.together]
             owner = torch.tensor([g for g, _ in some])
-            own, still = ({key: x[owner] for key, x in stack.items()} for stack in (x, frozen))  # every example has its adapter
+            own, still = ({key: x[owner] for key, x in stack.items()} for stack in (x, frozen))  # every batch has its adapter
             grads, _ = self._gradients(own, still, {lane: batch for lane, (_, batch) in enumerate(some)})
             squares.index_add_(0, owner, torch.cat([grads[key].flatten(1) for key in how.names], 1).double().square())
         count = Counter(g for g, _ in seen)

@@ -26,13 +26,11 @@ class Look(Protocol):
     """A way of looking at data.
 
     Attributes:
-        examples: at most so many of a slot.
-        batch: examples looked at together; None: as many as in training.
+        examples: at most so many of a slot, in batches of training.
         as_trained: no more examples than the slot trains on in the same round: looking costs no more than training does.
     """
 
     examples: int
-    batch: int | None
     as_trained: bool
 
     @property
@@ -49,7 +47,6 @@ class Fingerprint:
     """Mean last hidden state, by the unmodified base model: the same in kind as a sentence embedding."""
 
     examples, as_trained = 64, False
-    batch: int | None = None
 
     def __init__(self, base: Base) -> None:
         self.base = base
@@ -88,17 +85,16 @@ class Fingerprint:
 
 
 class Fisher:
-    """Logarithm of the mean squared gradient of every number in LoRA's B (without factors: of every weight but the head's) at the
-    common start, example by example, dropout included.
+    """Logarithm of the mean squared batch gradient of every number in LoRA's B (without factors: of every weight but the head's),
+    at the common start. Gradients are those of training: of its batches, dropout included.
 
     The diagonal of an empirical Fisher matrix as a description of a task: task2vec (Achille et al. 2019, arXiv 1902.03545), which
-    takes it in a trained probe and per filter. ``start`` is never trained here, and the level (the mean of the logarithms) is
-    taken away: it says how hard the data is, not what it is. An example by itself is a sample of the squares; a batch of eight
-    is one too, of numbers with an eighth of the spread, for eight times the price.
+    takes it in a trained probe and per filter. ``start`` is never trained here, gradients are those of batches, and their level
+    (the mean of the logarithms) is taken away: it says how hard the data is, not what it is. Batches and not single examples: the
+    square of an example's gradient hardly knows its label, and tasks may be other labels on the same inputs.
     """
 
-    examples, as_trained = 64, True
-    batch: int | None = 1
+    examples, as_trained = 256, True
 
     def __init__(self, network: Network, spec: Spec) -> None:
         self.network, self.spec = network, spec
