@@ -19,7 +19,7 @@ class Demo:
 
 FOUR = ("fltac", "fedit-steps", "fedit-params", "local")
 CLASSIFY = """\
-Ten clients hold {tasks} whose labels mean different things (per task Dirichlet(0.5) over the clients).
+{clients} clients hold {tasks} whose labels mean different things (per task Dirichlet(0.5) over the clients).
   fltac         one rank-1 LoRA per local task; the server clusters the uploads without any task label and averages clusters
   fedit-steps   one rank-1 LoRA for everybody, the same number of local steps in mixed batches
   fedit-params  one rank-{count} LoRA for everybody: as many parameters as fltac's {count}
@@ -27,7 +27,7 @@ Ten clients hold {tasks} whose labels mean different things (per task Dirichlet(
 """
 DEMOS = {
     "text": Demo(
-        CLASSIFY.format(tasks="four real text tasks", count=4),
+        CLASSIFY.format(clients="Ten", tasks="four real text tasks", count=4),
         "",
         FOUR,
         "minilm",
@@ -35,7 +35,7 @@ DEMOS = {
         110,
     ),
     "image": Demo(
-        CLASSIFY.format(tasks="three tasks on real images of digits", count=3),
+        CLASSIFY.format(clients="Six", tasks="three tasks on real images of digits", count=3),
         "image-",
         FOUR,
         "vit-s14",
