@@ -49,9 +49,10 @@ class Evaluator:
         slots = []
         for slot, names in truth.items():
             row = hub.row_of(slot)
-            own = engine.state_of(slot, tree.row(hub.bank, row))
+            private = engine.own(slot)
+            own = tree.merge(tree.row(hub.bank, row), private)
             # A slot without private leaves is its row; computed once for all slots of the row.
-            key: object = ("row", row) if shared or not engine.has_own(slot) else slot
+            key: object = ("row", row) if shared or not private else slot
             for name in names:
                 scores = self._scores(cache, key, own, name)
                 samples = sum(len(index) for task, index in self.view.data(slot, hub.step).parts if task == name)
@@ -101,10 +102,11 @@ class Evaluator:
         if task.kind != "generation":
             outputs, labels = self.outputs(stack, name, batches)
             predictions = outputs[:, 0] if task.classes == 1 else outputs.argmax(1)
-            plain = {m: metric(m, task.classes)(predictions, labels) for m in task.metrics if m not in GROUPED}
-            whole = [m for m in task.metrics if m in GROUPED]
-            margins, marks = outputs[:, -1] - outputs[:, 0], task.marks.take(self.order(task)) if whole else task.marks
-            return {m: questions(m, margins, labels, marks) if m in whole else plain[m] for m in task.metrics}
+            margins, marks = outputs[:, -1] - outputs[:, 0], task.marks.take(self.order(task))
+            return {
+                m: questions(m, margins, labels, marks) if m in GROUPED else metric(m, task.classes)(predictions, labels)
+                for m in task.metrics
+            }
         if self.texts is None:
             raise ValueError(f"task {task.name!r} needs an evaluator with text scores")
         found = self.texts(stack, batches, prompts)

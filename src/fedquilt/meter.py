@@ -22,6 +22,7 @@ class Meter:
     total_up: int = 0
     total_down: int = 0
     clients: dict[int, dict[str, int]] = field(default_factory=dict)
+    _sizes: dict[tuple[str, ...], int] = field(default_factory=dict)
 
     def start_round(self) -> None:
         """Forget the last round's clients."""
@@ -48,8 +49,11 @@ class Meter:
 
     def size(self, names: Sequence[str]) -> int:
         """Bytes of a message with these leaves; 0 for none: nothing is sent then."""
-        wanted = set(names)
-        return message.size([leaf for leaf in self.spec.leaves if leaf.name in wanted]) if wanted else 0
+        key = tuple(names)
+        if key not in self._sizes:  # the same few messages for all slots of a round
+            wanted = set(names)
+            self._sizes[key] = message.size([leaf for leaf in self.spec.leaves if leaf.name in wanted]) if wanted else 0
+        return self._sizes[key]
 
     def state(self) -> dict[str, int]:
         """The sums over all rounds, as JSON."""

@@ -104,7 +104,7 @@ def test_clients_that_never_took_part_share_the_evaluation_of_their_row(monkeypa
     assert built.evaluator(outcome.hub, built.engine, built.bank_is_complete) == record
     there = set(outcome.rounds[0]["cohort"])
     assert 0 < len(there) < 4
-    assert [built.engine.has_own(slot) for slot in built.view.slots] == [slot.client in there for slot in built.view.slots]
+    assert [bool(built.engine.own(slot)) for slot in built.view.slots] == [slot.client in there for slot in built.view.slots]
     own = sum(len(names) for slot, names in built.view.truth(1).items() if slot.client in there)
     rest = {name for slot, names in built.view.truth(1).items() if slot.client not in there for name in names}
     assert len(asked) == len(set(asked)) == own + len(rest)

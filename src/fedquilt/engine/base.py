@@ -46,8 +46,8 @@ class Engine(Protocol):
         """The adapter that slot uses when the server's row is ``row``: private leaves in place. For evaluation and export."""
         ...
 
-    def has_own(self, slot: Slot) -> bool:
-        """Whether the slot has private leaves: a client that never took part has none, and uses its row as it is."""
+    def own(self, slot: Slot) -> State:
+        """The slot's private leaves: a client that never took part has none, and uses its row as it is."""
         ...
 
     def close(self) -> None:
@@ -133,11 +133,11 @@ class InProcess(ABC):
 
     def state_of(self, slot: Slot, row: State) -> State:
         """The row with the slot's private leaves in place."""
-        return tree.merge(row, self.kept.get(slot).get("private", {}))
+        return tree.merge(row, self.own(slot))
 
-    def has_own(self, slot: Slot) -> bool:
-        """Whether the slot has private leaves."""
-        return bool(self.kept.get(slot).get("private"))
+    def own(self, slot: Slot) -> State:
+        """The slot's private leaves."""
+        return self.kept.get(slot).get("private", {})
 
     def close(self) -> None:  # noqa: B027 - an engine in this process has nothing to release
         """Nothing to release."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -79,14 +80,14 @@ class VectorisedEngine(InProcess):
         x = starts(works, how.names)
         frozen = starts(works, [name for name in sorted(works[0].start) if name not in x])
         squares = torch.zeros(len(works), how.size, dtype=torch.float64)
-        seen = [(g, batch) for g, work in enumerate(works) for batch in self.seen(how, work)]
-        for begin in range(0, len(seen), self.together):
-            some = seen[begin : begin + self.together]
+        count: Counter[int] = Counter()
+        seen = ((g, batch) for g, work in enumerate(works) for batch in self.seen(how, work))
+        while some := list(islice(seen, self.together)):  # not all at once: images are large
             owner = torch.tensor([g for g, _ in some])
             own, still = ({key: x[owner] for key, x in stack.items()} for stack in (x, frozen))  # every batch has its adapter
             grads, _ = self._gradients(own, still, {lane: batch for lane, (_, batch) in enumerate(some)})
             squares.index_add_(0, owner, torch.cat([grads[key].flatten(1) for key in how.names], 1).double().square())
-        count = Counter(g for g, _ in seen)
+            count.update(owner.tolist())
         return [how.seen(squares[g], count[g]) for g in range(len(works))]
 
     def _gradients(self, x: Stack, frozen: Stack, batches: dict[int, Batch]) -> tuple[dict[str, Tensor], Tensor]:

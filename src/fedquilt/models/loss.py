@@ -32,15 +32,15 @@ def slot_means(rows: Tensor, owner: Tensor, slots: int) -> Tensor:
     return torch.zeros(slots, dtype=rows.dtype).index_add(0, owner, rows) / count
 
 
-def cut(batch: Batch, budget: int | None, extra: int = 0) -> list[Batch]:
-    """Rows of similar length together, about ``budget`` tokens at a time; the batch itself where it fits (None: always).
+def cut(batch: Batch, budget: int, extra: int = 0) -> list[Batch]:
+    """Rows of similar length together, about ``budget`` tokens at a time; the batch itself where it fits.
 
     ``extra``: virtual tokens that the model puts before every row.
 
     The mean loss of the batch is the sum of the pieces' means, each times its share of the rows.
     """
     lengths = batch.lengths + extra
-    if budget is None or int(lengths.sum()) <= budget:
+    if int(lengths.sum()) <= budget:
         return [batch]
     order = torch.sort(lengths, stable=True).indices
     part = (torch.cumsum(lengths[order], 0) - 1) // budget

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 
 from fedquilt.errors import StateError
@@ -35,8 +38,10 @@ def read(path: Path, digest: str) -> bytes:
     Raises:
         StateError: it cannot be read, or its SHA-256 is another.
     """
-    check(path, digest)
-    return path.read_bytes()
+    with _reading(path) as handle:
+        data = handle.read()
+    _compare(path, hashlib.sha256(data).hexdigest(), digest)
+    return data
 
 
 def check(path: Path, digest: str) -> None:
@@ -45,10 +50,20 @@ def check(path: Path, digest: str) -> None:
     Raises:
         StateError: it cannot be read, or its SHA-256 is another.
     """
+    with _reading(path) as handle:
+        found = hashlib.file_digest(handle, "sha256").hexdigest()
+    _compare(path, found, digest)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[BufferedReader]:
     try:
         with path.open("rb") as handle:
-            found = hashlib.file_digest(handle, "sha256").hexdigest()
+            yield handle
     except OSError as error:
         raise StateError(f"cannot read {path.name}", where=str(path), why=error.strerror or str(error)) from error
+
+
+def _compare(path: Path, found: str, digest: str) -> None:
     if found != digest:
         raise StateError(f"{path.name} is corrupt", where=str(path), why="its SHA-256 is not the one in hub.json")

@@ -118,7 +118,7 @@ def set_threads(config: RunConfig) -> int:
     threads = config.threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or os.cpu_count() or 1
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
-    # With the flag above torch fills all new memory, a tenth of a step's time, so that reading what nobody wrote would show.
+    # With the flag above torch fills all new memory, a twentieth of a step's time, so that reading what nobody wrote would show.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return threads
 
