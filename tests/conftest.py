@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,18 @@ def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("TOKENIZERS_PARALLELISM", "false")
         torch.set_num_threads(1)
         yield
+
+
+@pytest.fixture
+def terminal() -> Iterator[None]:
+    """Signals as in a process started from a terminal, whatever started the test run; the test must leave them so."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    now = {number: signal.getsignal(number) for number in usual}
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    assert now == usual
 
 
 @pytest.fixture

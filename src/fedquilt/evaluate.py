@@ -23,6 +23,7 @@ from fedquilt.engine.base import Engine
 from fedquilt.engine.batches import assemble
 from fedquilt.models.network import Network
 from fedquilt.models.scoring import Asked, TextScores
+from fedquilt.ticks import Tick, between, silent
 from fedquilt.types import Batch, Hub, Slot, Spec, Stack, State
 
 EVALUATION_TOKENS = 8000  # tokens per forward pass
@@ -40,6 +41,8 @@ class Evaluator:
     """Scores of generation tasks; None where there are none."""
     virtual: int = 0
     """Tokens that the model puts before every row."""
+    tick: Tick = silent
+    """Called with 0 before every pass."""
     _batches: dict[str, list[Batch]] = field(default_factory=dict)
 
     def __call__(self, hub: Hub, engine: Engine, shared: bool) -> dict[str, Any]:
@@ -123,7 +126,7 @@ class Evaluator:
     def outputs(self, stack: Stack, name: str, batches: Sequence[Batch]) -> tuple[NDArray[Any], NDArray[Any]]:
         """(logits ``[n, classes]``, labels ``[n]``) of every row by its owner among ``stack [G, ...]``."""
         classes = self.view.tasks[name].classes
-        logits = torch.cat([self.network.logits(stack, batch)[:, :classes] for batch in batches])
+        logits = torch.cat([self.network.logits(stack, batch)[:, :classes] for batch in between(batches, self.tick)])
         return logits.double().numpy(), torch.cat([batch.labels for batch in batches]).numpy()
 
     def order(self, task: Task) -> NDArray[np.int64]:

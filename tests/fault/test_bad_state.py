@@ -254,6 +254,7 @@ def test_an_interrupt_says_how_to_resume_and_the_resume_has_the_same_bits(done: 
     resumed(run, done)
 
 
+@pytest.mark.usefixtures("terminal")
 def test_a_run_stopped_right_after_its_start_is_not_evaluated_twice(
     short: tuple[Path, Path, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,7 +264,7 @@ def test_a_run_stopped_right_after_its_start_is_not_evaluated_twice(
     def stop(log: launch._Log, number: int, *rest: Any) -> None:
         honest(log, number, *rest)
         if number == 0:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
         patch.setattr(launch._Log, "notice", stop)

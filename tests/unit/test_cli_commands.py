@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,12 +82,14 @@ def test_an_unknown_key_is_refused_before_anything_runs(config: Path, launched: 
     assert not launched
 
 
+@pytest.mark.usefixtures("terminal")
 @pytest.mark.parametrize("begun", [True, False])
 def test_ctrl_c_says_how_to_continue(config: Path, begun: bool, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     def stop(_: RunConfig, *, directory: Path, progress: object) -> Path:
         if begun:
             write_run(directory, Fake(finished=False))
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("went on")
 
     monkeypatch.setattr(launch, "run", stop)
     assert main(["run", str(config)]) == 130

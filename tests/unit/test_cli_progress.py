@@ -30,7 +30,9 @@ def test_lines_tell_the_rest_from_the_pace_so_far() -> None:
     stream, clock = io.StringIO(), Clock()
     lines = Lines(stream, every=30, clock=clock)
     lines.start(1000, "glue")
-    clock.now += 10
+    clock.now += 30
+    lines.advance(0)  # an evaluation before the first step: no pace yet
+    clock.now -= 20
     lines.advance(50)  # too early for a line
     clock.now += 50
     lines.advance(150, "round 2")  # a fifth in 60 s: four times as long to go
@@ -40,6 +42,7 @@ def test_lines_tell_the_rest_from_the_pace_so_far() -> None:
     lines.advance(500)  # 80 % in 90 s
     assert told(stream) == [
         "glue: 1,000 steps",
+        "glue: 0 of 1,000 (0%)",
         "round 2: 200 of 1,000 (20%), about 4 min left",
         "round 2: 800 of 1,000 (80%), about 22 s left",
     ]

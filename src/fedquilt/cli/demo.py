@@ -12,9 +12,8 @@ import typer
 
 from fedquilt.cli import show
 from fedquilt.cli.demos import DEMOS, Demo
-from fedquilt.cli.progress import make_progress
+from fedquilt.cli.interrupt import resumable
 from fedquilt.cli.reports import print_summary
-from fedquilt.cli.runs import resumable
 
 
 class Which(StrEnum):
@@ -52,10 +51,9 @@ def demo(
     with as_file(files("fedquilt") / "configs" / "demo") as configs:
         for name in chosen.runs:
             folder = out / name
-            with resumable(folder):
-                folders.append(
-                    run(load_config(configs / f"{chosen.prefix}{name}.toml", small), directory=folder, progress=make_progress())
-                )
+            with resumable(folder) as progress:
+                config = load_config(configs / f"{chosen.prefix}{name}.toml", small)
+                folders.append(run(config, directory=folder, progress=progress))
     page = report(folders[0])
     comparison = compare(folders, out)
     data = load_runs(folders)

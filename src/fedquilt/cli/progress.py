@@ -96,8 +96,8 @@ class Lines:
         if self._total and now - self._told >= self._every:
             self._told = now
             share = self._done / self._total
-            left = (now - self._began) * (1 - share) / share if share > 0 else 0.0
-            self.line(f"{self._text}: {self._done:,} of {self._total:,} ({share:.0%}), about {_minutes(left)} left")
+            left = f", about {_minutes((now - self._began) * (1 / share - 1))} left" if share else ""
+            self.line(f"{self._text}: {self._done:,} of {self._total:,} ({share:.0%}){left}")
 
     def line(self, text: str) -> None:
         """See :class:`fedquilt.runs.progress.Progress`."""

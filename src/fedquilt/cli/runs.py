@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fedquilt.cli import show
-from fedquilt.cli.progress import make_progress
-from fedquilt.errors import FedquiltError
+from fedquilt.cli.interrupt import resumable
 
 if TYPE_CHECKING:
     from fedquilt.runs.config import RunConfig
@@ -26,18 +21,6 @@ Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML file.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one value; may be repeated.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Short for --set seed=N.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
-
-
-class Interrupted(FedquiltError):
-    """Ctrl-C during training."""
-
-    exit_code = 130
-
-
-class Terminated(Interrupted):
-    """SIGTERM during training: a scheduler's way to ask for the machine."""
-
-    exit_code = 143
 
 
 def run(
@@ -62,8 +45,8 @@ def run(
 
     suffix = "" if seed is None else f"-seed-{seed}"
     folder = directory or Path("runs") / f"{resolved.name}{suffix}"
-    with resumable(folder):
-        launch.run(resolved, directory=folder, progress=make_progress())
+    with resumable(folder) as progress:
+        launch.run(resolved, directory=folder, progress=progress)
     _print_result(folder, as_json)
 
 
@@ -71,8 +54,8 @@ def resume(run: Run, as_json: show.AsJson = False) -> None:
     """Continue an interrupted run; the result is the same as without the interruption."""
     from fedquilt.runs import launch
 
-    with resumable(run):
-        launch.resume(run, progress=make_progress())
+    with resumable(run) as progress:
+        launch.resume(run, progress=progress)
     _print_result(run, as_json)
 
 
@@ -112,33 +95,6 @@ def read_config(path: Path, override: list[str] | None, seed: int | None = None)
     from fedquilt.runs.config import load_config
 
     return load_config(path, [*(override or []), *([] if seed is None else [f"seed={seed}"])])
-
-
-@contextmanager
-def resumable(folder: Path) -> Iterator[None]:
-    """Training in ``folder``: Ctrl-C and SIGTERM end it with the command that continues it.
-
-    Raises:
-        Interrupted: instead of KeyboardInterrupt.
-        Terminated: on SIGTERM.
-    """
-
-    def terminate(*_: object) -> None:
-        raise Terminated("terminated", where=str(folder), fix=_continue(folder))
-
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, terminate) if main else None
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise Interrupted("interrupted", where=str(folder), fix=_continue(folder)) from None
-    finally:
-        if main:
-            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
-
-
-def _continue(folder: Path) -> str:
-    return f"fedquilt resume {folder}" if (folder / "config.toml").exists() else "run it again"
 
 
 def _print_result(folder: Path, as_json: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -17,9 +17,8 @@ from fedquilt.engine.kept import InMemory, Kept
 from fedquilt.method import ClientPlan
 from fedquilt.models.fingerprint import Look
 from fedquilt.models.network import Network
+from fedquilt.ticks import Tick, between, silent
 from fedquilt.types import Batch, Job, Reply, Slot, Spec, Stack, State
-
-Tick = Callable[[int], None]
 
 
 class Engine(Protocol):
@@ -81,7 +80,7 @@ class InProcess(ABC):
     Args:
         cohort: slots trained together; results do not depend on it beyond rounding (sequential: not at all).
         fingerprint: how newcomers look at their data; needed if the method asks them to.
-        tick: called with the number of slot-steps just done (progress).
+        tick: called with the number of slot-steps just done, and with 0 before every pass that is none.
     """
 
     def __init__(
@@ -92,12 +91,12 @@ class InProcess(ABC):
         network: Network,
         seed: int,
         cohort: int = 64,
-        tick: Tick | None = None,
+        tick: Tick = silent,
         fingerprint: Look | None = None,
     ) -> None:
         self.view, self.spec, self.client, self.network = view, spec, client, network
         self.sampler = Sampler(view.tasks, client.local, seed)
-        self.cohort, self.tick, self.fingerprint = cohort, tick or (lambda _: None), fingerprint
+        self.cohort, self.tick, self.fingerprint = cohort, tick, fingerprint
         self.heads = {name: index for index, name in enumerate(sorted(view.tasks))} if spec.head == "per-task" else {}
         self.kept: Kept = InMemory()
         self.replies: dict[int, Reply] = {}
@@ -182,7 +181,7 @@ class InProcess(ABC):
     def seen(self, how: Look, work: Work) -> Iterator[Batch]:
         """The batches that are looked at."""
         most = min(how.examples, work.steps * self.client.local.batch) if how.as_trained else how.examples
-        return self.sampler.some(work.job.slot, work.data, most)
+        return between(self.sampler.some(work.job.slot, work.data, most), self.tick)
 
 
 def starts(works: Sequence[Work], names: Sequence[str]) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from fedquilt.data.answers import exact, token_f1
 from fedquilt.data.rouge import rouge_l
 from fedquilt.models.greedy import prompts_of
 from fedquilt.models.network import TextNetwork
+from fedquilt.ticks import Tick, between, silent
 from fedquilt.types import Batch, Stack
 
 ROWS = 8  # generated together
@@ -27,18 +28,20 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True)
 class TextScores:
-    """Held-out metrics. ``rows``: how many examples of a task are generated for ROUGE-L (0: none); ``max_new``: tokens each."""
+    """Held-out metrics. ``rows``: how many examples of a task are generated for ROUGE-L (0: none); ``max_new``: tokens each;
+    ``tick``: called with 0 before every pass."""
 
     network: TextNetwork
     tokenizer: Any
     rows: int = 0
     max_new: int = 64
+    tick: Tick = silent
 
     def __call__(self, stack: Stack, batches: Sequence[Batch], prompts: Asked | None) -> dict[str, float]:
         """``loss`` (mean over all response tokens, nats) and ``perplexity`` (its exponential) on ``batches``; on ``prompts``, if
         given, means over rows: ``rouge_l`` against the response, ``exact`` and ``token_f1`` against all right answers."""
         total, count = 0.0, 0
-        for batch in batches:
+        for batch in between(batches, self.tick):
             sums, counts = self.network.token_losses(stack, batch)
             total, count = total + float(sums.double().sum()), count + int(counts.sum())
         loss = total / count
@@ -54,7 +57,7 @@ class TextScores:
     def answers(self, stack: Stack, batch: Batch) -> list[tuple[str, str]]:
         """(what the model writes, the reference) for each row; a reference that was cut to the context is compared as cut."""
         parts = [batch.pick(index) for index in torch.arange(len(batch)).split(ROWS)]
-        written = [ids for part in parts for ids in self.network.generate(stack, part, self.max_new)]
+        written = [ids for part in between(parts, self.tick) for ids in self.network.generate(stack, part, self.max_new)]
         return [(self._text(ids), reference) for ids, reference in zip(written, self.references(batch), strict=True)]
 
     def references(self, batch: Batch) -> list[str]:

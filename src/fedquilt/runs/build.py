@@ -18,7 +18,7 @@ from fedquilt.data.images import encode_images
 from fedquilt.data.load import RawTask, load
 from fedquilt.data.partition import Partition, partition
 from fedquilt.data.view import View, make_view
-from fedquilt.engine.base import InProcess, Tick
+from fedquilt.engine.base import InProcess
 from fedquilt.engine.vectorised import TOKEN_BUDGET
 from fedquilt.errors import ConfigError
 from fedquilt.evaluate import Evaluator
@@ -34,6 +34,7 @@ from fedquilt.models.scoring import TextScores
 from fedquilt.runs import registry
 from fedquilt.runs.config import RunConfig
 from fedquilt.runs.progress import Progress, Silent
+from fedquilt.ticks import Tick, silent
 from fedquilt.types import Round
 
 
@@ -123,9 +124,7 @@ def set_threads(config: RunConfig) -> int:
     return threads
 
 
-def build(
-    config: RunConfig, *, saved: Partition | None = None, progress: Progress | None = None, tick: Tick | None = None
-) -> Built:
+def build(config: RunConfig, *, saved: Partition | None = None, progress: Progress | None = None, tick: Tick = silent) -> Built:
     """All objects of a run. ``saved``: the partition of a run that is resumed."""
     say = progress or Silent()
     set_threads(config)
@@ -161,7 +160,7 @@ def encode_task(raw: RawTask, base: Base, config: RunConfig) -> Task:
     return encode(raw, base.tokenizer, max_length=config.model.max_length, cache=default_cache())
 
 
-def assemble(config: RunConfig, base: Base, tasks: Mapping[str, Task], parts: Partition, *, tick: Tick | None = None) -> Built:
+def assemble(config: RunConfig, base: Base, tasks: Mapping[str, Task], parts: Partition, *, tick: Tick = silent) -> Built:
     """The objects of a run over data and a model that are loaded already."""
     method = make_method(config, len(tasks))
     adapter = make_adapter(config, method, base, len(tasks))
@@ -180,8 +179,8 @@ def assemble(config: RunConfig, base: Base, tasks: Mapping[str, Task], parts: Pa
     engine = engine_class(view, adapter.spec, program.client, runner, config.seed, **options)
     texts = None
     if not base.head:
-        texts = TextScores(cast(TextNetwork, runner), base.tokenizer, config.evaluation.generate, config.evaluation.max_new)
-    evaluator = Evaluator(runner, view, adapter.spec, engine.heads, texts, adapter.virtual)
+        texts = TextScores(cast(TextNetwork, runner), base.tokenizer, config.evaluation.generate, config.evaluation.max_new, tick)
+    evaluator = Evaluator(runner, view, adapter.spec, engine.heads, texts, adapter.virtual, tick)
     return Built(config, base, adapter, method, program, tasks, parts, view, runner, engine, evaluator)
 
 

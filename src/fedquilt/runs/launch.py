@@ -114,8 +114,8 @@ def _go(config: RunConfig, folder: Path, say: Progress, saved: Partition | None)
     try:
         final = _drive(built, hub, store, meter, log, say).run(hub, books)
     finally:
-        say.stop()
         built.engine.close()
+        say.stop()
     from fedquilt.runs.export import export_bank
 
     export_bank(built, final, folder / "adapters")

@@ -13,7 +13,10 @@ class Progress(Protocol):
         ...
 
     def advance(self, amount: int = 1, text: str = "") -> None:
-        """``amount`` more steps are done; ``text`` replaces what stands beside the bar (empty keeps it)."""
+        """``amount`` more steps are done; ``text`` replaces what stands beside the bar (empty keeps it).
+
+        Also called with 0, between passes that are no steps: what is raised here ends a run at a place where nothing is half done.
+        """
         ...
 
     def line(self, text: str) -> None:
