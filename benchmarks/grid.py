@@ -39,7 +39,7 @@ FAMILIES = {
         "centralised",
     ),
     "open": (
-        *("plain", "factors", "b-factors", "b-factors-long", "products", "updates", "history", "fisher", "fingerprint"),
+        *("plain", "factors", "b-factors", "b-factors-even", "products", "updates", "history", "fisher", "fingerprint"),
         *("fisher-plain", "fisher-estimate", "fisher-third", "history-third", "fisher-arriving", "fisher-arriving-estimate"),
         *("fisher-places", "fisher-unequal"),
     ),

@@ -33,7 +33,7 @@ class Method:
         adapter: family that trains: lora, head, full, or one of a plug-in.
         slots: where adapters live: one per local task, one per client, or pooled (centralised).
         train: leaves that train; share: leaves that travel. Trained leaves that do not travel stay private on the client.
-        first_effort: factor on the local steps of round 1, the dangerous round of a clustering method.
+        first_effort: factor on a slot's local steps until the server has something of it: its first clustering may decide the rest.
     """
 
     name: str
@@ -91,9 +91,9 @@ def compose(method: Method, spec: Spec) -> Program:
         return Hub(bank={key: torch.stack([x] * method.assign.rows) for key, x in start.items()})
 
     def plan(hub: Hub, roster: Mapping[int, int], now: Round) -> list[Job]:
-        effort = method.first_effort if now.number == 1 else 1.0
         slots = [Slot(client, number) for client in method.sample(list(roster), now) for number in range(roster[client])]
-        return [Job(slot, hub.row_of(slot), now, effort) for slot in sorted(slots)]
+        efforts = {slot: 1.0 if slot in hub.table else method.first_effort for slot in slots}
+        return [Job(slot, hub.row_of(slot), now, efforts[slot]) for slot in sorted(slots)]
 
     def step(hub: Hub, updates: Updates, now: Round) -> tuple[Hub, Metrics]:
         return server_step(method, spec, hub, updates, now)

@@ -98,6 +98,36 @@ def test_a_run_from_a_file_and_its_report(tmp_path: Path) -> None:
     assert fedquilt("report", tmp_path / "run").code == 0
 
 
+class Counted(Silent):
+    """What was announced, and what was done."""
+
+    announced = made = 0
+
+    def start(self, total: int, text: str) -> None:
+        self.announced += total
+
+    def advance(self, amount: int = 1, text: str = "") -> None:
+        self.made += amount
+
+
+@pytest.mark.parametrize("name", ["fltac", "centralised_lora"])
+def test_the_steps_that_are_announced_are_made(name: str, tmp_path: Path) -> None:
+    """Also where newcomers make more of them, whenever they come: with their task, or when they are sampled."""
+    more: dict[str, Any] = {"participation": 0.5, "first_effort": 3.0} if name == "fltac" else {}
+    raw = file_config(tmp_path, name, method={**METHOD, **more}, rounds=6, seed=5)
+    late = raw.model_copy(update={"tasks": (raw.tasks[0].model_copy(update={"first_round": 3}), *raw.tasks[1:])})
+    say = Counted()
+    run(late, directory=tmp_path / "run", progress=say)
+    assert say.made == say.announced > 0
+    if name == "fltac":
+        slots = {
+            tuple(slot[key] for key in ("client", "slot"))
+            for line in journal(tmp_path / "run", "routes.jsonl")
+            for slot in line["slots"]
+        }
+        assert say.made == 2 * (sum(line["jobs"] for line in journal(tmp_path / "run")) + 2 * len(slots))
+
+
 @pytest.mark.parametrize("method", [{"name": "fltac", "features": "fingerprint"}, {"name": "centralised_lora"}])
 def test_a_run_that_stopped_before_the_task_came_ends_with_the_same_bits(tmp_path: Path, method: Any) -> None:
     """Fingerprints of newcomers on the server; moments and private adapters on the client."""

@@ -41,7 +41,7 @@ def fltac(
         tasks: number of clusters K.
         features: what is compared, see :mod:`fedquilt.assign.features`; ``b_factors`` for adapters and nothing else.
         estimate_tasks: ``tasks`` is only the most there may be; the number is estimated every round and logged.
-        first_effort: factor on the local steps of round 1: wrong merges in the first round can lock in.
+        first_effort: factor on the local steps of a slot's first round: a wrong first merge can lock in.
     """
     return Method(
         "fltac",

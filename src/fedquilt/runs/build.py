@@ -66,10 +66,13 @@ class Built:
         return set(self.program.client.train(now)) <= set(self.program.client.share(now))
 
     def count_steps(self, first: int = 1) -> int:
-        """Slot-steps of the rounds from ``first`` on: who will be sampled is known beforehand."""
-        start = self.program.init(self.adapter.init)
-        rounds = (Round(number, self.config.seed) for number in range(first, self.config.rounds + 1))
-        return sum(self.engine.count_steps(self.program.plan(start, self.engine.roster(now.number), now)) for now in rounds)
+        """Slot-steps of the rounds from ``first`` on: who is sampled is known beforehand; every reply is taken to be usable."""
+        hub, steps = self.program.init(self.adapter.init), 0
+        for number in range(1, self.config.rounds + 1):
+            jobs = self.program.plan(hub, self.engine.roster(number), Round(number, self.config.seed))
+            hub = replace(hub, table={**hub.table, **{job.slot: job.row for job in jobs}})
+            steps += self.engine.count_steps(jobs) if number >= first else 0
+        return steps
 
 
 def load_tasks(config: RunConfig) -> dict[str, RawTask]:
