@@ -3,7 +3,7 @@
     FEDQUILT_DATA=FOLDER python benchmarks/grid.py [FAMILY] [--seeds 0 1 2] [--only fltac fedit-r1] [--out runs] [--set a.b=c]
 
 FAMILY is glue (the five GLUE tasks of the FL-TAC paper on MiniLM), open (what FL-TAC leaves open, on the same tasks with fewer
-steps), fedtt (FedTT and what it is compared with, on SST-2; other tasks and numbers of clients by --set), superglue (SuperGLUE
+steps), fedtt (FedTT and what it is compared with, on SST-2; benchmarks/fedtt.py has all its tables), superglue (SuperGLUE
 and SQuAD by FedTT), cifar (CIFAR-10 and CIFAR-100 on a ViT-S/14) or dolly (the eight categories of Dolly-15k on SmolLM2; losses);
 without one all are run.
 Finished runs are kept, interrupted ones resumed; at the end a Markdown table of mean and standard deviation over the seeds is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from tiny import tiny_config
 
 from fedquilt.runs.launch import run
 
-GRID = runpy.run_path(str(Path(__file__).resolve().parents[2] / "benchmarks" / "grid.py"))
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+GRID = runpy.run_path(str(BENCHMARKS / "grid.py"))
 
 
 @pytest.mark.parametrize("features", ["b_factors", "history"])
@@ -22,3 +24,20 @@ def test_clusters_after_every_round_are_the_evaluator_s(tmp_path: Path, features
     evaluated = [line["clustering"]["accuracy"] for line in journal(folder, "evals.jsonl") if line["round"]]
     assert GRID["clusters"](folder) == evaluated
     assert len(set(evaluated)) > 1, "nothing moved: the comparison says nothing"
+
+
+def test_megabytes_until_a_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways together, from nothing at the start to what the summary says at the end."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    fedtt = runpy.run_path(str(BENCHMARKS / "fedtt.py"))
+    folder = run(tiny_config(tmp_path, "fedit", rounds=4), directory=tmp_path / "run")
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    found = fedtt["found"](folder, summary)
+    assert found.scores == [line["mean"] for line in journal(folder, "evals.jsonl")]
+    assert [found.megabytes[0], found.megabytes[-1]] == [0.0, (summary["bytes"]["up"] + summary["bytes"]["down"]) / 1e6]
+    assert len(set(found.scores)) > 2, "nothing moved: the comparison says nothing"
+    for sent, score in zip(found.megabytes, found.scores, strict=True):
+        first = found.scores.index(next(other for other in found.scores if other >= score))
+        assert found.until(score) == found.megabytes[first] <= sent
+    assert found.until(1.01) is None
+    assert [fedtt["reached"]([found] * 2, 1.01), fedtt["reached"]([found], found.scores[0])] == ["-", "0.00"]

@@ -1,0 +1,159 @@
+"""FedTT and FedTT+ against the other families and LoRA's federated variants, one GLUE task at a time, on MiniLM.
+
+    FEDQUILT_DATA=FOLDER python benchmarks/fedtt.py [main|clients|device|rates] [--seeds 0 1] [--tasks sst2 ...] [--only fedtt ...]
+                                                    [--out runs] [--set a.b=c]
+
+main: every configuration of configs/fedtt on five tasks, three clients with identical shares. clients: those that differ in how
+averaging goes wrong, with 3, 10 and 30 clients and twice the local steps (the paper's way to more heterogeneity). device: 1,000
+clients, ten a round. rates: what the learning rates of the configurations were chosen by (SST-2, a seed that is not reported).
+FOLDER holds glue_<task>/{train,validation}.parquet. Finished runs are kept, interrupted ones resumed. Printed, as Markdown: the
+final score of every task (mean ± standard deviation over the seeds), the numbers that train, and the megabytes in both directions
+until the score first reaches the best LoRA's less one point.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grid import CONFIGS, FAMILIES, ensure, spread
+
+TASKS = ("sst2", "qnli", "qqp", "mrpc", "mnli")
+AVERAGED = ("fedtt", "fedtt-plus", "fedtt-plus-single", "lora-r4", "ffa-lora", "rolora")
+DEVICE = ("fedtt", "lora-r8", "lora-r4", "bitfit", "bottleneck", "ia3")
+RATES = ("5e-4", "2e-3", "8e-3")
+POINT = 0.01  # less than the best LoRA
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One table: its name, what is run in it and what it changes in the configurations."""
+
+    name: str
+    methods: tuple[str, ...]
+    tasks: tuple[str, ...] = TASKS
+    seeds: tuple[int, ...] = (0, 1)
+    overrides: tuple[str, ...] = ()
+
+
+PARTS: dict[str, tuple[Setting, ...]] = {
+    "main": (Setting("main", FAMILIES["fedtt"]),),
+    "clients": tuple(
+        Setting(f"clients-{n}", AVERAGED, ("sst2", "mrpc"), overrides=(f"partition.clients={n}", "method.steps=20"))
+        for n in (3, 10, 30)
+    ),
+    "device": (
+        Setting(
+            "device",
+            DEVICE,
+            ("sst2",),
+            overrides=("partition.clients=1000", "method.participation=0.01", "tasks.0.max_train=20000", "rounds=30"),
+        ),
+    ),
+    "rates": tuple(Setting(f"rate-{rate}", FAMILIES["fedtt"], ("sst2",), (100,), (f"method.lr={rate}",)) for rate in RATES),
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """One finished run."""
+
+    parameters: dict[str, int]
+    scores: list[float]  # after rounds 0, 1, ...
+    megabytes: list[float]  # both ways, until then
+
+    def until(self, score: float) -> float | None:
+        """Megabytes until the score was reached first; None if it never was."""
+        return next((sent for sent, reached in zip(self.megabytes, self.scores, strict=True) if reached >= score), None)
+
+
+def found(folder: Path, summary: dict[str, Any]) -> Found:
+    """What a run directory says."""
+    scores = {line["round"]: line["mean"] for line in lines(folder / "evals.jsonl")}
+    sent = {0: 0.0} | {line["round"]: (line["total_up"] + line["total_down"]) / 1e6 for line in lines(folder / "rounds.jsonl")}
+    rounds = sorted(scores)
+    return Found(summary["parameters"], [scores[number] for number in rounds], [sent[number] for number in rounds])
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a journal."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def task_overrides(task: str) -> list[str]:
+    """SST-2 is the task of the configurations; what makes it another."""
+    source = f"file:$FEDQUILT_DATA/glue_{task}/{{split}}.parquet"
+    return [f"tasks.0.name={task}", f"tasks.0.preset=glue/{task}", f"tasks.0.source={source}"]
+
+
+def table(results: dict[str, dict[str, list[Found]]]) -> str:
+    """method -> task -> a run per seed, as Markdown: scores, sizes, megabytes until one point below the best LoRA."""
+    tasks = list(next(iter(results.values())))
+    out = [row(["method", "adapter", "head", "mean", *tasks]), "|---" * (len(tasks) + 4) + "|"]
+    for name, runs in results.items():
+        sizes = [f"{next(iter(runs.values()))[0].parameters[part]:,}" for part in ("adapter", "head")]
+        seeds = zip(*([run.scores[-1] for run in runs[task]] for task in tasks), strict=True)
+        scores = [spread([statistics.mean(seed) for seed in seeds])]
+        scores += [spread([run.scores[-1] for run in runs[task]]) for task in tasks]
+        out.append(row([name, *sizes, *scores]))
+    loras = [runs for name, runs in results.items() if name.startswith("lora")]
+    if loras:
+        wanted = {task: max(statistics.mean(run.scores[-1] for run in runs[task]) for runs in loras) - POINT for task in tasks}
+        out += ["", row(["MB until", *(f"{task} {wanted[task]:.3f}" for task in tasks)]), "|---" * (len(tasks) + 1) + "|"]
+        out += [row([name, *(reached(runs[task], wanted[task]) for task in tasks)]) for name, runs in results.items()]
+    return "\n".join(out)
+
+
+def chosen(asked: Sequence[str], every: Sequence[str]) -> list[str]:
+    """Those asked for; all if none were."""
+    return [name for name in every if name in (asked or every)]
+
+
+def row(cells: Sequence[str]) -> str:
+    """One line of a Markdown table."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def reached(runs: Sequence[Found], score: float) -> str:
+    """The mean of the seeds that got there, and how many did where not all did."""
+    got = [sent for run in runs if (sent := run.until(score)) is not None]
+    share = f" ({len(got)} of {len(runs)})" if 0 < len(got) < len(runs) else ""
+    return f"{statistics.mean(got):.2f}{share}" if got else "-"
+
+
+def run(part: str, arguments: argparse.Namespace) -> str:
+    """Run what is missing of one part; its tables."""
+    tables = []
+    for setting in PARTS[part]:
+        results: dict[str, dict[str, list[Found]]] = {}
+        for seed in arguments.seeds or setting.seeds:
+            for task in chosen(arguments.tasks, setting.tasks):
+                for name in chosen(arguments.only, setting.methods):
+                    folder = arguments.out / "fedtt" / setting.name / f"{task}-{name}-{seed}"
+                    overrides = [*task_overrides(task), *setting.overrides, *arguments.overrides]
+                    summary = ensure(CONFIGS / "fedtt" / f"{name}.toml", seed, folder, overrides)
+                    results.setdefault(name, {}).setdefault(task, []).append(found(folder, summary))
+        tables.append(f"{setting.name}\n\n{table(results)}")
+    return "\n\n".join(tables)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", nargs="?", choices=PARTS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[])
+    parser.add_argument("--tasks", nargs="+", default=[], choices=TASKS)
+    parser.add_argument("--only", nargs="+", default=[], choices=FAMILIES["fedtt"], metavar="NAME")
+    parser.add_argument("--out", type=Path, default=Path("runs"))
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="A.B=C")
+    arguments = parser.parse_args()
+    for part in [arguments.part] if arguments.part else ["main", "clients", "device"]:
+        print(run(part, arguments))
+
+
+if __name__ == "__main__":
+    main()
