@@ -251,6 +251,10 @@ class Batch:
     def __len__(self) -> int:
         return int(self.lengths.shape[0])
 
+    def parts(self, most: int) -> list[Batch]:
+        """The rows in order, up to ``most`` at a time."""
+        return [self.pick(index) for index in torch.arange(len(self)).split(most)]
+
     def pick(self, index: Tensor) -> Batch:
         """The rows ``index`` in that order."""
         rest = {name: getattr(self, name)[index] for name in ("labels", "classes", "owner", "head", "keys")}

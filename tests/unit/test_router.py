@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from door import fedquilt, write_config
 from safetensors.torch import load_file
 
 from fedquilt import tree
+from fedquilt.data.encode import Task
+from fedquilt.data.marks import Marks
 from fedquilt.data.metrics import metric
+from fedquilt.data.rouge import rouge_l
 from fedquilt.engine.batches import assemble
+from fedquilt.evaluate import matched_rows
 from fedquilt.models.fingerprint import Fingerprint
 from fedquilt.runs.router import Router, evaluate, router_of
 from fedquilt.testing import Outcome, run_tiny, tiny_config, tiny_tasks
@@ -72,6 +78,41 @@ def test_told_is_the_evaluator_s_own_figure_and_routed_is_example_by_example() -
     assert moved, "words are random here: some examples go astray, or the comparison says nothing"
 
 
+def hash_of(task: Task, i: int) -> float:
+    """Equal for equal texts: which of them is chosen must not matter."""
+    one = assemble([(task, 0, i)], 0, split="evaluation")
+    return float((one.tokens * torch.arange(1, len(one.tokens) + 1)).sum()) / 100
+
+
+def test_the_candidates_of_a_question_go_together() -> None:
+    """Where the mean of their looks goes; a question counts once, however many candidates it has."""
+    made = Router(torch.tensor([1, 3]), torch.tensor([[0.0], [1.0]]))
+    looks = torch.tensor([[0.9], [0.0], [0.2], [0.8], [0.6]])
+    assert made(looks).tolist() == [3, 1, 1, 3, 3]
+    assert made.together(looks, [np.array([0, 1, 2]), np.array([3]), np.array([4])]).tolist() == [1, 1, 1, 3, 3]
+
+    found = outcome()
+    made, (name, own) = router(found), next(iter(matched_rows(found.hub.table, found.built.view.truth(found.hub.step)).items()))
+    task = found.built.view.tasks[name]
+    n = len(task.evaluation)
+    groups, worth = np.array([0] * (n - 2) + [1, 1]), np.array([hash_of(task, i) for i in range(n)])
+    asking = replace(task, metrics=("choice_f1",), marks=Marks(groups, worth))
+    view = replace(found.built.view, tasks={**found.built.view.tasks, name: asking})
+    built = replace(found.built, view=view, evaluator=replace(found.built.evaluator, view=view, _batches={}))
+    look = Fingerprint(built.base)
+    looks = torch.cat([look(assemble([(task, 0, i)], 0, split="evaluation")) for i in range(n)]).double()
+    chosen = [int(made(looks[torch.from_numpy(groups == group)].mean(0, keepdim=True))) for group in (0, 1)]
+    won = []
+    for group in (0, 1):
+        members = np.flatnonzero(groups == group).tolist()
+        batch = assemble([(task, 0, i) for i in members], 0, split="evaluation")
+        logits = built.network.logits(tree.rows(found.hub.bank, [chosen[group]]), batch)
+        won.append(worth[members[int((logits[:, task.classes - 1] - logits[:, 0]).argmax())]])
+    entry = evaluate(built, found.hub, made)[name]
+    assert entry["routed"] == {"choice_f1": pytest.approx(sum(won) / 2)}
+    assert entry["right"] == sum(row == own for row in chosen) / 2
+
+
 def test_a_language_model_s_input_is_routed_by_its_prompt_alone() -> None:
     task = tiny_tasks(0, "generation")["colour"]
     batch = assemble([(task, 0, i) for i in range(4)], 0)
@@ -85,6 +126,26 @@ def test_a_language_model_s_input_is_routed_by_its_prompt_alone() -> None:
     found = outcome("generation")
     record = evaluate(found.built, found.hub, router(found))
     assert all(set(entry["routed"]) == set(entry["told"]) == {"loss", "perplexity"} for entry in record.values())
+
+
+def test_what_a_language_model_writes_is_routed_too() -> None:
+    """By the adapter that each prompt finds, against an evaluation of that adapter alone."""
+    found = run_tiny(tiny_config("fltac", "generation", method=METHOD, evaluation={"generate": 4, "max_new": 6}))
+    built, made, evaluator = found.built, router(found), found.built.evaluator
+    texts = evaluator.texts
+    assert texts is not None
+    moved = 0
+    for name, entry in evaluate(built, found.hub, made).items():
+        asked = evaluator.prompts(built.view.tasks[name], texts.rows)
+        rows = made(Fingerprint(built.base)(asked.batch)).tolist()
+        for way, chosen in (("routed", rows), ("told", [entry["row"]] * len(rows))):
+            one = [
+                texts.answers(tree.rows(found.hub.bank, [row]), part)
+                for row, part in zip(chosen, asked.batch.parts(1), strict=True)
+            ]
+            assert entry[way]["rouge_l"] == pytest.approx(sum(rouge_l(answer, right) for [(answer, right)] in one) / len(rows))
+        moved += sum(row != entry["row"] for row in rows)
+    assert moved, "all prompts found their task's row: the comparison says nothing"
 
 
 def test_the_command_and_what_is_exported(tmp_path: Path) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 
+from fedquilt import tree
 from fedquilt.data.answers import exact, token_f1
 from fedquilt.data.rouge import rouge_l
 from fedquilt.models.greedy import prompts_of
@@ -55,10 +56,16 @@ class TextScores:
         return scores
 
     def answers(self, stack: Stack, batch: Batch) -> list[tuple[str, str]]:
-        """(what the model writes, the reference) for each row; a reference that was cut to the context is compared as cut."""
-        parts = [batch.pick(index) for index in torch.arange(len(batch)).split(ROWS)]
-        written = [ids for part in between(parts, self.tick) for ids in self.network.generate(stack, part, self.max_new)]
-        return [(self._text(ids), reference) for ids, reference in zip(written, self.references(batch), strict=True)]
+        """(what its owner among ``stack [G, ...]`` writes, the reference) for each row; a reference that was cut to the context
+        is compared as cut."""
+        written: dict[int, str] = {}
+        for row in batch.owner.unique().tolist():  # one adapter at a time
+            own, mine = tree.rows(stack, [row]), torch.nonzero(batch.owner == row).flatten()
+            for index in between(mine.split(ROWS), self.tick):
+                part = replace(batch.pick(index), owner=torch.zeros_like(index))
+                texts = map(self._text, self.network.generate(own, part, self.max_new))
+                written.update(zip(index.tolist(), texts, strict=True))
+        return [(written[i], reference) for i, reference in enumerate(self.references(batch))]
 
     def references(self, batch: Batch) -> list[str]:
         """The response of each row."""

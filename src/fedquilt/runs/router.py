@@ -7,22 +7,26 @@ the slots in it, so a router needs ``features = "fingerprint"``; an input is com
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from fedquilt.assign.history import recall
+from fedquilt.data.marks import Index
 from fedquilt.errors import CompositionError, ConfigError, StateError
 from fedquilt.evaluate import matched_rows
 from fedquilt.models.fingerprint import Fingerprint
+from fedquilt.models.scoring import ROWS
 from fedquilt.runs.atomic import write_atomic
 from fedquilt.runs.build import Built
 from fedquilt.runs.reopen import reopen
-from fedquilt.types import Hub
+from fedquilt.types import Batch, Hub
 
 FILE = "router.safetensors"
 
@@ -38,6 +42,13 @@ class Router:
         """The row with the nearest prototype (Euclidean) for each of the inputs ``look [n, d]``: ``[n]``."""
         distance = torch.cdist(look.double(), self.prototypes.double(), compute_mode="donot_use_mm_for_euclid_dist")
         return self.rows[distance.argmin(1)]
+
+    def together(self, look: Tensor, units: Sequence[Index]) -> Tensor:
+        """The rows ``[n]`` of inputs ``look [n, d]``; those of a unit go where the mean of their looks goes."""
+        rows = torch.empty(len(look), dtype=torch.long)
+        for unit, row in zip(units, self(torch.stack([look[unit].double().mean(0) for unit in units])).tolist(), strict=True):
+            rows[unit] = row
+        return rows
 
     def save(self, folder: Path) -> None:
         """``router.safetensors`` with the tensors ``rows`` and ``prototypes``."""
@@ -58,7 +69,8 @@ def route(run: Path) -> dict[str, Any]:
     """How well the router of a run does on the evaluation splits; also written to ``router.json`` in the run directory.
 
     Per task: ``right``, the share of examples that go to the task's own row; the task's metrics with every example answered by
-    the row it was routed to, ``routed``, and by the task's own row, ``told``.
+    the row it was routed to, ``routed``, and by the task's own row, ``told``. A question with candidates is one example: all of
+    them go where the mean of their fingerprints goes.
 
     Raises:
         StateError: nothing committed there, or no round has finished.
@@ -85,13 +97,29 @@ def route(run: Path) -> dict[str, Any]:
 
 def evaluate(built: Built, hub: Hub, router: Router) -> dict[str, Any]:
     """Per task what :func:`route` says; a task that no row was matched with is left out."""
-    look, found = Fingerprint(built.base), {}
+    look, evaluator, found = Fingerprint(built.base), built.evaluator, {}
     for name, own in sorted(matched_rows(hub.table, built.view.truth(hub.step)).items()):
-        batches = built.evaluator.split(name)
-        owners = [router(look(batch)) for batch in batches]
+        task, batches = built.view.tasks[name], evaluator.split(name)
+        asked = evaluator.prompts(task, evaluator.texts.rows) if evaluator.texts else None
+        looks = torch.cat([look(batch) for batch in batches])
+        units = task.marks.take(evaluator.order(task)).units(len(looks))
+        rows = router.together(looks, units)
+        written = router(torch.cat([look(part) for part in asked.batch.parts(ROWS)])) if asked else rows[:0]
         scores = {
-            way: built.evaluator.score(hub.bank, name, [replace(batch, owner=x) for batch, x in zip(batches, rows, strict=True)])
-            for way, rows in (("routed", owners), ("told", [torch.full_like(x, own) for x in owners]))
+            way: evaluator.score(
+                hub.bank, name, owned(batches, mine), asked and asked._replace(batch=replace(asked.batch, owner=its))
+            )
+            for way, mine, its in (
+                ("routed", rows, written),
+                ("told", torch.full_like(rows, own), torch.full_like(written, own)),
+            )
         }
-        found[name] = {"row": own, "right": float((torch.cat(owners) == own).double().mean()), **scores}
+        right = float(np.mean([int(rows[unit[0]]) == own for unit in units]))
+        found[name] = {"row": own, "right": right, **scores}
     return found
+
+
+def owned(batches: Sequence[Batch], rows: Tensor) -> list[Batch]:
+    """The batches with their examples, all of them in turn, answered by ``rows``."""
+    parts = rows.split([len(batch) for batch in batches])
+    return [replace(batch, owner=mine) for batch, mine in zip(batches, parts, strict=True)]
