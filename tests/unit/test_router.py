@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from fedquilt.data.rouge import rouge_l
 from fedquilt.engine.batches import assemble
 from fedquilt.evaluate import matched_rows
 from fedquilt.models.fingerprint import Fingerprint
-from fedquilt.runs.router import Router, evaluate, router_of
+from fedquilt.runs.router import Router, ask, evaluate, router_of
 from fedquilt.testing import Outcome, run_tiny, tiny_config, tiny_tasks
 from fedquilt.types import Slot
 
@@ -51,9 +52,17 @@ def test_a_prototype_is_the_mean_fingerprint_of_its_row_s_slots() -> None:
         own = [memory["history/fingerprint"][i] for i, slot in enumerate(slots) if found.hub.table[slot] == row]
         torch.testing.assert_close(prototype, torch.stack(own).mean(0))
     assert made.rows.tolist() == sorted(set(found.hub.table.values()))
-    for features in ("history", "fisher"):  # nothing, or nothing that an input could be compared with
-        other = outcome(features=features)
-        assert router_of(other.built, other.hub) is None
+
+
+@pytest.mark.parametrize("features", ["b_factors", "history", "fisher"])
+def test_what_the_server_has_not_been_sent_it_asks_for(features: str) -> None:
+    """The same prototypes as from first uploads, if the slots are in the same rows."""
+    sent, other = outcome(), outcome(features=features)
+    assert router_of(other.built, other.hub) is None, "nothing, or nothing that an input could be compared with"
+    asked = ask(other.built, replace(other.hub, table=sent.hub.table))
+    made = router(sent)
+    assert torch.equal(asked.rows, made.rows)
+    torch.testing.assert_close(asked.prototypes, made.prototypes)
 
 
 def test_told_is_the_evaluator_s_own_figure_and_routed_is_example_by_example() -> None:
@@ -148,14 +157,18 @@ def test_what_a_language_model_writes_is_routed_too() -> None:
     assert moved, "all prompts found their task's row: the comparison says nothing"
 
 
-def test_the_command_and_what_is_exported(tmp_path: Path) -> None:
-    config = write_config(tmp_path, "fltac", method=METHOD)
+@pytest.mark.parametrize("features", ["fingerprint", "fisher"])
+def test_the_command_and_what_is_exported(features: str, tmp_path: Path) -> None:
+    config = write_config(tmp_path, "fltac", method={**METHOD, "features": features})
     assert fedquilt("run", config, "--dir", tmp_path / "run").code == 0
     said = fedquilt("route", tmp_path / "run", "--json")
     assert said.code == 0, said.err
     record = json.loads(said.out)
     assert record == json.loads((tmp_path / "run" / "router.json").read_text(encoding="utf-8"))
     assert "told the task" in fedquilt("route", tmp_path / "run").out
+    if features == "fisher":
+        shutil.rmtree(tmp_path / "run" / "adapters")
+        assert fedquilt("export", tmp_path / "run").code == fedquilt("route", tmp_path / "run").code == 0
     kept = load_file(tmp_path / "run" / "adapters" / "router.safetensors")
     assert kept["rows"].tolist() == record["rows"]
     folders = {path.name for path in (tmp_path / "run" / "adapters").iterdir() if path.is_dir()}
@@ -165,7 +178,7 @@ def test_the_command_and_what_is_exported(tmp_path: Path) -> None:
 
 def test_what_cannot_be_routed_is_refused(tmp_path: Path) -> None:
     assert fedquilt("run", write_config(tmp_path / "a", "fedit"), "--dir", tmp_path / "a").code == 0
-    assert "no fingerprints" in fedquilt("route", tmp_path / "a").complaint(2)
+    assert "one adapter for all" in fedquilt("route", tmp_path / "a").complaint(2)
     whole = write_config(tmp_path / "c", "fltac", method={**METHOD, "adapter": "full"}, adapter={"rank": None})
     assert fedquilt("run", whole, "--dir", tmp_path / "c").code == 0
     assert "whole model" in fedquilt("route", tmp_path / "c").complaint(2)

@@ -75,7 +75,8 @@ def export(
 
 
 def route(run: Run, as_json: show.AsJson = False) -> None:
-    """Let a run choose the adapter of every evaluation example without being told its task; writes router.json."""
+    """Let a run choose the adapter of every evaluation example without being told its task; writes router.json
+    and adapters/router.safetensors."""
     from fedquilt.report.table import Table
     from fedquilt.runs.router import route as evaluate
 

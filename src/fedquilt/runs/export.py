@@ -9,6 +9,7 @@ from fedquilt.adapters.export import write
 from fedquilt.runs.build import Built
 from fedquilt.runs.reopen import reopen
 from fedquilt.runs.router import router_of
+from fedquilt.runs.store import ADAPTERS
 from fedquilt.types import Hub, State
 
 
@@ -20,7 +21,7 @@ def export(run: Path, out: Path | None = None) -> list[Path]:
     """
     run = Path(run)
     built, hub = reopen(run)
-    return export_bank(built, hub, out or run / "adapters")
+    return export_bank(built, hub, out or run / ADAPTERS)
 
 
 def export_bank(built: Built, hub: Hub, out: Path) -> list[Path]:

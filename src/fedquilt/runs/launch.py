@@ -18,7 +18,7 @@ from fedquilt.runs.build import Built, build, set_threads
 from fedquilt.runs.config import RunConfig, load_config, parse
 from fedquilt.runs.points import Sketch, records
 from fedquilt.runs.progress import Progress, Silent
-from fedquilt.runs.store import MANIFEST, Store, locked, writing
+from fedquilt.runs.store import ADAPTERS, MANIFEST, Store, locked, writing
 from fedquilt.runs.summary import write_summary
 from fedquilt.types import Hub
 
@@ -118,7 +118,7 @@ def _go(config: RunConfig, folder: Path, say: Progress, saved: Partition | None)
         say.stop()
     from fedquilt.runs.export import export_bank
 
-    export_bank(built, final, folder / "adapters")
+    export_bank(built, final, folder / ADAPTERS)
     log.event("end", final.step, 0.0)
     write_summary(built, folder, meter)
     return folder

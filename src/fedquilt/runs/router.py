@@ -1,12 +1,14 @@
 """Which adapter answers when nobody says of which task an input is: the bank row whose data looks most like it to the frozen base.
 
 FL-TAC (Ping et al. 2024) leaves this open: at inference it is told the task. A row's prototype is the mean of the fingerprints of
-the slots in it, so a router needs ``features = "fingerprint"``; an input is compared by its own mean last hidden state.
+the slots in it; an input is compared by its own mean last hidden state. With ``features = "fingerprint"`` the server has these from
+the first uploads; otherwise every slot that took part sends its own when it is asked for, once more ``d`` numbers.
 """
 
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +19,7 @@ import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from fedquilt import tree
 from fedquilt.assign.history import recall
 from fedquilt.data.marks import Index
 from fedquilt.errors import CompositionError, ConfigError, StateError
@@ -26,6 +29,7 @@ from fedquilt.models.scoring import ROWS
 from fedquilt.runs.atomic import write_atomic
 from fedquilt.runs.build import Built
 from fedquilt.runs.reopen import reopen
+from fedquilt.runs.store import ADAPTERS
 from fedquilt.types import Batch, Hub
 
 FILE = "router.safetensors"
@@ -65,8 +69,18 @@ def router_of(built: Built, hub: Hub) -> Router | None:
     return Router(rows, torch.stack([past.fingerprint[held == row].double().mean(0).float() for row in rows.tolist()]))
 
 
+def ask(built: Built, hub: Hub) -> Router:
+    """From mean hidden states that all slots that took part send now, of the examples that a newcomer would look at."""
+    look, engine, own = Fingerprint(built.base), built.engine, defaultdict(list)
+    for slot, row in sorted(hub.table.items()):
+        own[row].append(look.of(engine.sampler.some(slot, built.view.data(slot, hub.step), look.examples), {}).double())
+    rows = sorted(own)
+    return Router(torch.tensor(rows), torch.stack([torch.stack(own[row]).mean(0).float() for row in rows]))
+
+
 def route(run: Path) -> dict[str, Any]:
-    """How well the router of a run does on the evaluation splits; also written to ``router.json`` in the run directory.
+    """How well the router of a run does on the evaluation splits; also written to ``router.json`` in the run directory, and the
+    router to ``adapters/router.safetensors``.
 
     Per task: ``right``, the share of examples that go to the task's own row; the task's metrics with every example answered by
     the row it was routed to, ``routed``, and by the task's own row, ``told``. A question with candidates is one example: all of
@@ -74,15 +88,14 @@ def route(run: Path) -> dict[str, Any]:
 
     Raises:
         StateError: nothing committed there, or no round has finished.
-        ConfigError: the server of this run keeps no fingerprints.
+        ConfigError: everybody has the same adapter.
         CompositionError: its rows are not complete adapters, or whole models.
     """
     built, hub = reopen(run)
-    if built.program.client.fingerprint != "states":
-        fix = 'train with method.features = "fingerprint"'
-        raise ConfigError("nothing to route by: the server has no fingerprints", where=str(run), fix=fix)
-    router = router_of(built, hub)
-    if router is None:
+    if tree.length(hub.bank) == 1:
+        what, fix = "nothing to route between: there is one adapter for all", "train with a method that clusters, such as fltac"
+        raise ConfigError(what, where=str(run), fix=fix)
+    if not hub.table:
         raise StateError("nothing to route by: no round has finished", where=str(run), fix=f"fedquilt resume {run}")
     if not built.bank_is_complete:
         what, why = "a router needs rows that are whole adapters", "some leaves are private to each client"
@@ -90,6 +103,9 @@ def route(run: Path) -> dict[str, Any]:
     if built.adapter.weights:
         what, why = "a router needs adapters that fit into one pass", "every row is a whole model"
         raise CompositionError(what, where=str(run), why=why, fix="train an adapter, such as lora")
+    router = router_of(built, hub) or ask(built, hub)
+    (run / ADAPTERS).mkdir(exist_ok=True)
+    router.save(run / ADAPTERS)
     record = {"tasks": evaluate(built, hub, router), "rows": router.rows.tolist()}
     write_atomic(run / "router.json", json.dumps(record, indent=1).encode())
     return record

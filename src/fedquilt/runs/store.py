@@ -33,6 +33,7 @@ from fedquilt.runs.clients import PREFIX, ClientStore
 from fedquilt.types import Hub, Slot
 
 MANIFEST = "hub.json"
+ADAPTERS = "adapters"  # the folder of what is exported
 JOURNALS = ("rounds.jsonl", "evals.jsonl", "routes.jsonl", "points.jsonl")
 FORMAT = 2
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
