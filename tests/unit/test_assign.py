@@ -110,8 +110,8 @@ def test_products_need_pairs() -> None:
 def test_values_are_what_was_uploaded_in_float64() -> None:
     updates = make_updates({Slot(0, 0): {"a": torch.tensor([0.5])}})
     updates.start["a"].fill_(2.0)
-    assert features.values(updates)["a"].tolist() == [[2.5]]
-    assert features.values(updates)["a"].dtype == torch.float64
+    found = features.uploaded(updates).whole(["a"])["a"]
+    assert (found.tolist(), found.dtype) == ([[2.5]], torch.float64)
 
 
 # -- Lloyd ---------------------------------------------------------------------------------------------------------------

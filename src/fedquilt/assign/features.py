@@ -1,4 +1,5 @@
-"""In what space adapters are compared. Every choice ends in exact coordinates ``[n, <= n]``, so clustering costs nothing more.
+"""In what space adapters are compared. Of few items every choice ends in exact coordinates ``[n, <= n]``, so clustering costs
+nothing more; many are sketched (:mod:`fedquilt.assign.sketch`).
 
 Distances come from a float64 Gram matrix of *centred* items: ||x||^2 + ||y||^2 - 2 x.y in float32 cancels (a true 0.200 came out
 as 0.219 at dimension 1e5). Coordinates are the eigenvectors of that matrix scaled by the roots of its eigenvalues: all pairwise
@@ -7,21 +8,61 @@ distances are kept, in n dimensions instead of 10^4..10^7.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fedquilt import tree
+from fedquilt.assign.sketch import EXACT, Items, Sketch, standard, width
 from fedquilt.types import Spec, Stack, Updates
 
 Features = Literal["b_factors", "factors", "products", "updates", "history", "fingerprint", "fisher"]
 
 
-def values(updates: Updates) -> dict[str, Tensor]:
-    """What was uploaded: start + delta, float64 ``[n, ...]``."""
-    return {key: updates.start[key].double() + d.double() for key, d in updates.delta.items()}
+def uploaded(updates: Updates) -> Items:
+    """What was uploaded: start + delta."""
+
+    def leaf(key: str, rows: slice) -> Tensor:
+        return updates.start[key][rows].double() + updates.delta[key][rows].double()
+
+    return Items(len(updates), {key: partial(leaf, key) for key in updates.delta})
+
+
+def stacked(stack: Mapping[str, Tensor]) -> Items:
+    """Adapters that are there already, ``[n, ...]``."""
+
+    def leaf(key: str, rows: slice) -> Tensor:
+        return stack[key][rows].double()
+
+    return Items(tree.length(stack), {key: partial(leaf, key) for key in stack})
+
+
+def located(groups: Sequence[Items], spec: Spec, features: Features, head: bool, seed: int) -> Tensor:
+    """Points ``[n, d]`` of all items of the groups, one group after the other, around their mean; see :func:`gram`."""
+    names, heads = compared(groups[0].leaves, spec, features, head), [key for key in groups[0].leaves if "/head." in key]
+    n = sum(items.n for items in groups)
+    if n <= EXACT:
+        wholes = [items.whole(names) for items in groups]
+        return coordinates(gram({key: torch.cat([whole[key] for whole in wholes]) for key in names}, spec, features, head))
+    sketch, points = Sketch(width(n), seed), torch.zeros(n, width(n), dtype=torch.float64)
+    for items, part in zip(groups, points.split([items.n for items in groups]), strict=True):
+        if features == "products":
+            sketch.add_products(part, items, spec)
+        sketch.add(part, items, names if features != "products" else heads if head else [])
+    return points.sub_(points.mean(0))
+
+
+def described(fingerprints: Tensor, seed: int) -> Tensor:
+    """Points of items by fingerprints ``[n, d]`` alone, of which every number counts the same."""
+    n = len(fingerprints)
+    if n <= EXACT:
+        return coordinates(linear(standardised(fingerprints)))
+    points = torch.zeros(n, width(n), dtype=torch.float64)
+    Sketch(width(n), seed).add(points, standard(fingerprints), [""])
+    return points
 
 
 def gram(whole: Stack, spec: Spec, features: Features, head: bool) -> Tensor:
@@ -79,6 +120,9 @@ def centred(g: Tensor) -> Tensor:
 def beside(one: Tensor, other: Tensor) -> Tensor:
     """Coordinates of items that are described twice, ``[n, a]`` and ``[n, b]``: both centred and every item scaled to length 1 in
     each, so that neither description outweighs the other."""
+    if len(one) > EXACT:
+        both = torch.cat([_unit(one), _unit(other)], 1)
+        return both.sub_(both.mean(0))
     return coordinates(centred(sum(_unit(x) @ _unit(x).t() for x in (one, other))))  # type: ignore[arg-type]
 
 

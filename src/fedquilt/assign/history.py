@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from fedquilt import tree
+from fedquilt.assign.sketch import Items
 from fedquilt.types import Slot, Stack, Updates
 
 PREFIX = "history/"  # in Hub.memory
@@ -32,9 +34,14 @@ class History:
     counts: Tensor
     fingerprint: Tensor | None = None
 
-    def mean(self) -> dict[str, Tensor]:
-        """Mean update of every slot, float64 ``[S, ...]``."""
-        return {key: x.double() / self.counts.view(-1, *[1] * (x.dim() - 1)) for key, x in self.total.items()}
+    def mean(self) -> Items:
+        """Mean update of every slot."""
+
+        def leaf(key: str, rows: slice) -> Tensor:
+            total = self.total[key][rows].double()
+            return total / self.counts[rows].view(-1, *[1] * (total.dim() - 1))
+
+        return Items(len(self.slots), {key: partial(leaf, key) for key in self.total})
 
     def memory(self) -> dict[str, Tensor]:
         """As entries of ``Hub.memory``."""
@@ -76,8 +83,10 @@ def _fingerprints(past: History, updates: Updates, was: Tensor, now: Tensor, slo
     given = updates.extra.get("fingerprint")
     if given is None:
         return past.fingerprint
+    came = ~given[:, 0].isnan()
+    if not len(was) and bool(came.all()):  # the first round: as they are
+        return given
     out = given.new_full((slots, given.shape[1]), float("nan"))
-    came = ~given.isnan().any(1)
     out[now[came]] = given[came]
     if past.fingerprint is not None:
         out[was] = past.fingerprint

@@ -13,18 +13,21 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+from numpy.random import Generator
 from torch import Tensor
 
 from fedquilt import tree
 from fedquilt.assign.base import Assignment, Fingerprints
-from fedquilt.assign.features import Features, beside, compared, coordinates, gram, linear, standardised, values
+from fedquilt.assign.features import Features, beside, compared, coordinates, described, linear, located, stacked, uploaded
 from fedquilt.assign.history import History, extend, recall
 from fedquilt.assign.lloyd import Clustering, constrained, from_labels, nearest, plain, plus_plus, silhouette
+from fedquilt.assign.sketch import EXACT, Items
 from fedquilt.errors import CompositionError, ConfigError
 from fedquilt.rng import numpy_generator
-from fedquilt.types import Hub, Metrics, Round, Slot, Spec, Stack, Updates
+from fedquilt.types import Hub, Metrics, Round, Slot, Spec, Updates
 
 SENT: Mapping[Features, Fingerprints] = {"fingerprint": "states", "fisher": "fisher"}
+FEWER = 16  # restarts, and clients whose slots are starts, where not all items are tried
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class kmeans:
         constraint: ``cannot-link`` (ours) or ``none`` (the paper: scikit-learn's KMeans).
         head: whether the head's tensors count as features (the public FL-TAC code lets them; they separate tasks poorly).
         restarts: k-means++ starts per round; the lowest inertia wins. Under cannot-link the slots of every client, which are of
-            different tasks, are starts as well (ours).
+            different tasks, are starts as well (ours). Above :data:`fedquilt.assign.sketch.EXACT` items :data:`FEWER` starts of
+            either kind, on some of them.
         estimate: the number of clusters is not known: ``k`` is the most there may be, and every round takes the number from
             2 (under cannot-link: the most slots that one client has) to ``k`` with the largest mean silhouette (Rousseeuw 1987).
     """
@@ -112,9 +116,9 @@ class kmeans:
             raise CompositionError("k-means needs uploads to look at", why="nothing is shared", fix="share some leaves")
         if self.features in ("history", *SENT):
             return self._by_history(updates, hub, spec, now)
-        items = values(updates)
+        items = uploaded(updates)
         before = torch.tensor([hub.row_of(slot) for slot in updates.origin])
-        points, bank_points = self._points(items, updates, hub, spec)
+        points, bank_points = self._points(items, updates, hub, spec, now)
         # Who is absent would be forgotten by a fresh start: a cohort may lack whole tasks.
         fresh = set(hub.table) <= set(updates.origin) or not bool((before > 0).any())
         found, metrics = self._best(points, self._known(points, bank_points, before, hub), updates.origin, now, fresh=fresh)
@@ -125,7 +129,7 @@ class kmeans:
         """Cluster all slots ever seen by what is known of them; the absent ones change their row too."""
         names = [] if self.features == "fisher" else compared(updates.delta, spec, self.features, self.head)
         past = extend(recall(hub.memory), updates, names)
-        points = self._described(past, spec)
+        points = self._described(past, spec, now)
         before = torch.tensor([hub.row_of(slot) for slot in past.slots])
         found, metrics = self._best(points, self._known(points, None, before, hub), past.slots, now, fresh=True)
         rows = overlapping(found.labels, before, self.k)
@@ -133,11 +137,11 @@ class kmeans:
         metrics = {**metrics, "moved": float((rows != before).sum())}
         return Assignment(torch.tensor([table[slot] for slot in updates.origin]), metrics, past.memory(), table)
 
-    def _described(self, past: History, spec: Spec) -> Tensor:
-        """Coordinates ``[S, d]`` of all slots ever seen."""
+    def _described(self, past: History, spec: Spec, now: Round) -> Tensor:
+        """Points ``[S, d]`` of all slots ever seen."""
         if self.features == "fisher" and past.fingerprint is not None:
-            return coordinates(linear(standardised(past.fingerprint)))
-        points = coordinates(gram(past.mean(), spec, self.features, self.head))
+            return described(past.fingerprint, now.seed)
+        points = located([past.mean()], spec, self.features, self.head, now.seed)
         return points if past.fingerprint is None else beside(points, past.fingerprint)
 
     def _known(self, points: Tensor, bank_points: Tensor | None, before: Tensor, hub: Hub) -> Tensor | None:
@@ -182,19 +186,26 @@ class kmeans:
     def _afresh(self, points: Tensor, k: int, clients: list[int], now: Round) -> list[Clustering]:
         """One clustering per k-means++ start; under cannot-link also one from the slots of every client (at most as many)."""
         stream = numpy_generator(now.seed, "kmeans", now.number)
-        firsts: list[list[int]] = [[] for _ in range(self.restarts)]
+        if len(points) > EXACT:  # the best start is looked for among some clients; all items go on from what it ends in
+            some = of_some_clients(clients, stream)
+            among = coordinates(linear(points[some]))  # the same distances in fewer dimensions
+            fewer = self._starts(among, k, [clients[i] for i in some.tolist()], stream, FEWER)
+            best = min(fewer, key=lambda c: c.inertia)
+            return [self._run(points, from_labels(points[some], best.labels, k), clients, known=True)]
+        return self._starts(points, k, clients, stream, self.restarts)
+
+    def _starts(self, points: Tensor, k: int, clients: list[int], stream: Generator, restarts: int) -> list[Clustering]:
+        firsts: list[list[int]] = [[] for _ in range(restarts)]
         if self.constraint == "cannot-link":
-            firsts += own_slots(clients)[: self.restarts]
+            firsts += own_slots(clients)[:restarts]
         return [self._run(points, plus_plus(points, min(k, len(points)), stream, first), clients) for first in firsts]
 
-    def _points(self, items: Stack, updates: Updates, hub: Hub, spec: Spec) -> tuple[Tensor, Tensor | None]:
-        """Coordinates of the uploads ``[n, d]``, and of the bank's clusters ``[k, d]`` where the features have any."""
+    def _points(self, items: Items, updates: Updates, hub: Hub, spec: Spec, now: Round) -> tuple[Tensor, Tensor | None]:
+        """Points of the uploads ``[n, d]``, and of the bank's clusters ``[k, d]`` where the features have any."""
         if self.features == "updates":
-            changes = tree.map_leaves(Tensor.double, updates.delta)
-            return coordinates(gram(changes, spec, self.features, self.head)), None
-        bank = tree.map_leaves(lambda x: x[1:].double(), tree.select(hub.bank, items))
-        both = tree.map_leaves(lambda a, b: torch.cat([a, b]), items, bank)
-        points = coordinates(gram(both, spec, self.features, self.head))
+            return located([stacked(updates.delta)], spec, self.features, self.head, now.seed), None
+        bank = stacked({key: hub.bank[key][1:] for key in items.leaves})
+        points = located([items, bank], spec, self.features, self.head, now.seed)
         return points[: len(updates)], points[len(updates) :]
 
     def _run(self, points: Tensor, start: Tensor, clients: list[int], *, known: bool = False) -> Clustering:
@@ -203,15 +214,14 @@ class kmeans:
         self.check_clients(clients)
         return constrained(points, start, clients)
 
-    def _rows(self, labels: Tensor, items: Stack, hub: Hub) -> Tensor:
+    def _rows(self, labels: Tensor, items: Items, hub: Hub) -> Tensor:
         """Cluster labels are arbitrary: match the clusters' means to the previous rows, so that a row keeps its meaning."""
         from scipy.optimize import linear_sum_assignment
 
-        whole = tree.flatten_rows(items)
         used = torch.unique(labels)
-        centres = torch.stack([whole[labels == c].mean(0) for c in used])
-        bank = tree.flatten_rows(tree.select(hub.bank, items))[1:]
-        distance = torch.cdist(centres, bank, compute_mode="donot_use_mm_for_euclid_dist").square()
+        centres = items.means(labels, self.k)[used]
+        bank = tree.flatten_rows(tree.select(hub.bank, items.leaves))[1:]
+        distance = torch.cdist(centres, bank.double(), compute_mode="donot_use_mm_for_euclid_dist").square()
         cluster, row = linear_sum_assignment(distance.numpy())
         table = torch.zeros(int(labels.max()) + 1, dtype=torch.long)
         table[used[torch.as_tensor(cluster)]] = torch.as_tensor(row) + 1
@@ -224,6 +234,15 @@ def own_slots(clients: Sequence[int]) -> list[list[int]]:
     for number, client in enumerate(clients):
         items.setdefault(client, []).append(number)
     return sorted((found for found in items.values() if len(found) > 1), key=len, reverse=True)
+
+
+def of_some_clients(clients: Sequence[int], stream: Generator) -> Tensor:
+    """Numbers of all items of some clients, about :data:`fedquilt.assign.sketch.EXACT` together, ascending."""
+    owner = torch.as_tensor(clients)
+    every, counts = torch.unique(owner, return_counts=True)
+    order = torch.from_numpy(stream.permutation(len(every)))
+    enough = int(torch.searchsorted(counts[order].cumsum(0), EXACT)) + 1
+    return torch.nonzero(torch.isin(owner, every[order[:enough]])).flatten()
 
 
 def most_slots(clients: Sequence[int]) -> int:

@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+MOST = 2**21  # differences in memory at a time
+ROWS = 1024  # items
+
 
 @dataclass(frozen=True)
 class Clustering:
@@ -19,20 +22,25 @@ class Clustering:
 
 
 def squared(points: Tensor, centres: Tensor) -> Tensor:
-    """Squared distances ``[n, k]`` by differences; NaN centres (empty clusters) are infinitely far."""
-    distance = (points[:, None] - centres[None]).square().sum(2)
+    """Squared distances ``[n, k]``; NaN centres (empty clusters) are infinitely far."""
+    if points.numel() * len(centres) <= MOST:
+        distance = (points[:, None] - centres[None]).square().sum(2)
+    else:  # points are centred and float64: what cancels here is far below what tells clusters apart
+        lengths = torch.linalg.vector_norm(points, dim=1).square()[:, None] + centres.square().sum(1)
+        distance = (lengths - points @ (2 * centres).t()).clamp(min=0)
     return torch.nan_to_num(distance, nan=float("inf"))
 
 
 def plus_plus(points: Tensor, k: int, stream: np.random.Generator, first: Sequence[int] = ()) -> Tensor:
     """k starting centres: the items ``first``, others by k-means++ (Arthur & Vassilvitskii 2007); distinct while there are any."""
     chosen = list(first[:k]) or [int(stream.integers(len(points)))]
+    nearest = squared(points, points[chosen]).min(1).values.numpy()
     while len(chosen) < k:
-        nearest = squared(points, points[chosen]).min(1).values.numpy()
         nearest[chosen] = 0.0
         total = nearest.sum()
-        free = [i for i in range(len(points)) if i not in chosen]
-        chosen.append(int(stream.choice(len(points), p=nearest / total)) if total > 0 else free[0])
+        free = next((i for i in range(len(points)) if i not in chosen), 0)
+        chosen.append(int(stream.choice(len(points), p=nearest / total)) if total > 0 else free)
+        nearest = np.minimum(nearest, squared(points, points[chosen[-1:]])[:, 0].numpy())
     return points[chosen]
 
 
@@ -67,14 +75,17 @@ def constrained(points: Tensor, start: Tensor, clients: Sequence[int]) -> Cluste
     Both halves lower the inertia, so it ends. A cluster that loses all members keeps its centre. NaN centres take a slot only
     when a client has more slots than there are real ones: the new centre is then that slot.
     """
-    groups = [[i for i, c in enumerate(clients) if c == client] for client in sorted(set(clients))]
-    return _until_stable(points, start, lambda distance: _assign(distance, groups))
+    owner = torch.unique(torch.as_tensor(clients), return_inverse=True)[1]
+    return _until_stable(points, start, lambda distance: _assign(distance, owner))
 
 
 def silhouette(points: Tensor, labels: Tensor) -> float:
-    """Mean silhouette in [-1, 1] (Rousseeuw 1987); 0 where it is not defined: one cluster, or every item its own."""
+    """Mean silhouette in [-1, 1] (Rousseeuw 1987), of many items that of :data:`ROWS` of them, evenly spaced; 0 where it is not
+    defined: one cluster, or every item its own."""
     from sklearn.metrics import silhouette_score
 
+    some = torch.linspace(0, len(points) - 1, min(len(points), ROWS)).round().long()
+    points, labels = points[some], labels[some]
     if not 1 < len(torch.unique(labels)) < len(labels):
         return 0.0
     return float(silhouette_score(points.numpy(), labels.numpy()))
@@ -90,16 +101,21 @@ def _until_stable(points: Tensor, start: Tensor, label: Callable[[Tensor], Tenso
         labels = new
         for c in torch.unique(labels).tolist():
             centres[c] = points[labels == c].mean(0)
-    return Clustering(labels, float((points - centres[labels]).square().sum()))
+    parts = zip(points.split(ROWS), labels.split(ROWS), strict=True)
+    return Clustering(labels, sum(float((some - centres[own]).square().sum()) for some, own in parts))
 
 
-def _assign(distance: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
+def _assign(distance: Tensor, owner: Tensor) -> Tensor:
+    """The cheapest different clusters for items ``[n]`` of the same ``owner [n]``, numbered from 0."""
     from scipy.optimize import linear_sum_assignment
 
     finite = distance[distance.isfinite()]
     cost = torch.nan_to_num(distance, posinf=float(finite.max()) * 1e6 + 1.0)
-    labels = torch.empty(len(distance), dtype=torch.long)
-    for members in groups:
-        item, cluster = linear_sum_assignment(cost[members].numpy())
-        labels[torch.as_tensor(members)[torch.as_tensor(item)]] = torch.as_tensor(cluster)
+    labels = cost.argmin(1)  # optimal for everybody whose items differ here already
+    taken = torch.bincount(owner * cost.shape[1] + labels)
+    order, sizes = torch.argsort(owner, stable=True), torch.bincount(owner).tolist()
+    members = order.split(sizes)
+    for client in torch.unique(torch.nonzero(taken > 1).flatten() // cost.shape[1]).tolist():
+        item, cluster = linear_sum_assignment(cost[members[client]].numpy())
+        labels[members[client][torch.as_tensor(item)]] = torch.as_tensor(cluster)
     return labels

@@ -1,0 +1,115 @@
+"""Many adapters by a few random numbers each: distances survive to a few percent, in one pass and little memory.
+
+Up to :data:`EXACT` items the server works on exact coordinates (:mod:`fedquilt.assign.features`): few items are what a sketch
+gets wrong, and cheap. Above, their n^2 distances and the n^3 steps to coordinates no longer are.
+
+``y_b = sum of s_j x_j over all coordinates j = b mod W`` with random signs s is a count sketch (Charikar, Chen, Farach-Colton 2002)
+whose buckets are strides, so that a sketch is one sum over contiguous memory: E <y, y'> = <x, x'>, with a relative error of squared
+distances of about sqrt(2 / W). W is prime: a feature that is large in every layer falls into another bucket in each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedquilt.rng import generator
+from fedquilt.types import Spec
+
+EXACT = 256  # items up to which nothing is approximated
+WIDTHS = ((2_000, 2039), (12_000, 401))  # (items, numbers for each of so many): below 40 MB; 251 beyond
+AT_ONCE = 2**18  # numbers of the items that are made at a time: 2 MB
+PROBES = 16  # on either side of a product
+
+Leaf = Callable[[slice], Tensor]  # some rows of one leaf, float64
+
+
+@dataclass(frozen=True)
+class Items:
+    """``n`` adapters, a leaf and a few rows at a time: nothing of the size of all of them is made."""
+
+    n: int
+    leaves: Mapping[str, Leaf]
+
+    def whole(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """These leaves of all items ``[n, ...]``."""
+        return {key: self.leaves[key](slice(0, self.n)) for key in names}
+
+    def means(self, labels: Tensor, k: int) -> Tensor:
+        """Mean of every group ``[k, d]``, all leaves one after the other; zeros where a group is empty."""
+        counts = torch.bincount(labels, minlength=k).clamp(min=1).double()
+        means = []
+        for key in sorted(self.leaves):
+            sums = [
+                torch.zeros(k, part[0].numel(), dtype=torch.float64).index_add_(0, labels[rows], part.flatten(1))
+                for rows, part in self.parts(key)
+            ]
+            means.append(torch.stack(sums).sum(0) / counts[:, None])
+        return torch.cat(means, 1)
+
+    def parts(self, key: str) -> Iterator[tuple[slice, Tensor]]:
+        """The rows of a leaf, :data:`AT_ONCE` numbers at a time."""
+        step = max(1, AT_ONCE // max(1, self.leaves[key](slice(0, 1)).numel()))
+        for begin in range(0, self.n, step):
+            rows = slice(begin, min(begin + step, self.n))
+            yield rows, self.leaves[key](rows)
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """A random linear map to ``width`` numbers, the same for the same seed."""
+
+    width: int
+    seed: int
+
+    def add(self, out: Tensor, items: Items, names: Iterable[str]) -> None:
+        """Add the sketches of all items, their leaves ``names`` one after the other, to ``out [n, width]``."""
+        for key in sorted(names):
+            for rows, part in items.parts(key):
+                out[rows] += self._folded(part.flatten(1), key)
+
+    def add_products(self, out: Tensor, items: Items, spec: Spec) -> None:
+        """The same of the products ``s B_i A_i``, probed on both sides, so that none is formed.
+
+        ``P B A Q / 16`` with normal P ``[16, out]`` and Q ``[in, 16]`` keeps inner products in expectation, whatever the gauge.
+        """
+        for name_a, name_b in spec.pairs():
+            stream = generator(self.seed, "probes", name_a)
+            inner, outer = (items.leaves[name](slice(0, 1)).shape[axis] for name, axis in ((name_a, 2), (name_b, 1)))
+            p = torch.randn(outer, PROBES, generator=stream, dtype=torch.float64)
+            q = torch.randn(inner, PROBES, generator=stream, dtype=torch.float64)
+            for rows, a in items.parts(name_a):
+                right = a @ q
+                left = items.leaves[name_b](rows).transpose(1, 2) @ p
+                seen = torch.einsum("mrp,mrq->mpq", left, right) * (spec.scale / PROBES)
+                out[rows] += self._folded(seen.flatten(1), name_a)
+
+    def _folded(self, x: Tensor, key: str) -> Tensor:
+        """``[m, d]`` -> ``[m, width]``."""
+        d = x.shape[1]
+        signs = torch.randint(0, 2, (d,), generator=generator(self.seed, "signs", key), dtype=torch.float64) * 2 - 1
+        signed, even = x * signs, d // self.width * self.width
+        out = signed[:, :even].view(len(x), -1, self.width).sum(1)
+        out[:, : d - even] += signed[:, even:]
+        return out
+
+
+def width(n: int) -> int:
+    """How many numbers each of ``n`` items gets."""
+    return next((wide for most, wide in WIDTHS if n <= most), 251)
+
+
+def standard(x: Tensor) -> Items:
+    """Items ``x [n, d]`` with mean 0 and variance 1 in every number, a few rows at a time."""
+    first = x[0].double()  # moments around it: around zero a large mean would cancel
+    moved = Items(len(x), {"": lambda rows: x[rows].double() - first})
+    sums, squares = torch.zeros_like(first), torch.zeros_like(first)
+    for _, part in moved.parts(""):
+        sums += part.sum(0)
+        squares += part.square_().sum(0)
+    mean = first + sums / len(x)
+    scale = (squares / len(x) - (sums / len(x)).square()).clamp(min=0).sqrt().clamp(min=torch.finfo(torch.float32).tiny)
+    return Items(len(x), {"": lambda rows: (x[rows].double() - mean) / scale})
