@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol
 
@@ -47,6 +47,10 @@ class Assign(Protocol):
         """Refuse an adapter that this part cannot work with (``CompositionError``), before anything runs."""
         ...
 
+    def check_clients(self, clients: Sequence[int], places: int = 1) -> None:
+        """Refuse slots (the client of each; ``places`` of one task on a client) that cannot be told apart or brought together."""
+        ...
+
     def __call__(self, updates: Updates, hub: Hub, spec: Spec, now: Round) -> Assignment:
         """The row of every contribution."""
         ...
@@ -66,6 +70,9 @@ class one:
 
     def check(self, spec: Spec) -> None:
         """Any adapter will do."""
+
+    def check_clients(self, clients: Sequence[int], places: int = 1) -> None:
+        """Any clients will do."""
 
     def __call__(self, updates: Updates, hub: Hub, spec: Spec, now: Round) -> Assignment:
         return Assignment(torch.zeros(len(updates), dtype=torch.long))

@@ -86,14 +86,24 @@ class kmeans:
                 fix="leave method.head_features out, use an adapter beside the head, or other features",
             )
 
-    def check_clients(self, clients: Sequence[int]) -> None:
+    def check_clients(self, clients: Sequence[int], places: int = 1) -> None:
         """Whether slots of the ``clients`` (one entry per slot) can all be in different clusters, if they have to.
 
         Raises:
+            ConfigError: they have to, and a client's slots of one task (``places``) are to come together.
             CompositionError: a client has more slots than there are clusters.
         """
+        if self.constraint != "cannot-link":
+            return
+        if places > 1:
+            raise ConfigError(
+                f"{places} slots per task, and slots of one client never share a cluster",
+                where="partition.slots_per_task",
+                why="the places of one task could never come together",
+                fix="set method.constraint = 'none'",
+            )
         most = most_slots(clients)
-        if self.constraint == "cannot-link" and most > self.k:
+        if most > self.k:
             raise CompositionError(
                 f"a client has {most} slots for {self.k} clusters",
                 where="method.tasks",

@@ -11,7 +11,6 @@ from typing import Any, cast
 import torch
 
 from fedquilt.adapters.base import Adapter
-from fedquilt.assign import kmeans
 from fedquilt.data.encode import Task, encode
 from fedquilt.data.files import default_cache
 from fedquilt.data.images import encode_images
@@ -225,15 +224,7 @@ def check_rows(method: Method, view: View, slots_per_task: int = 1) -> None:
         ConfigError: more clusters than slots, or a constraint that would part the places of one task.
         CompositionError: slots of one client cannot all be in different clusters.
     """
-    if isinstance(method.assign, kmeans):
-        if method.assign.constraint == "cannot-link" and slots_per_task > 1:
-            raise ConfigError(
-                f"{slots_per_task} slots per task, and slots of one client never share a cluster",
-                where="partition.slots_per_task",
-                why="the places of one task could never come together",
-                fix="set method.constraint = 'none'",
-            )
-        method.assign.check_clients([slot.client for slot in view.slots])
+    method.assign.check_clients([slot.client for slot in view.slots], slots_per_task)
     clusters = method.assign.rows - 1
     if clusters > len(view.slots):
         raise ConfigError(
