@@ -138,7 +138,8 @@ def run(part: str, arguments: argparse.Namespace) -> str:
                     overrides = [*task_overrides(task), *setting.overrides, *arguments.overrides]
                     summary = ensure(CONFIGS / "fedtt" / f"{name}.toml", seed, folder, overrides)
                     results.setdefault(name, {}).setdefault(task, []).append(found(folder, summary))
-        tables.append(f"{setting.name}\n\n{table(results)}")
+        if results:  # of what was asked for there may be nothing in this setting
+            tables.append(f"{setting.name}\n\n{table(results)}")
     return "\n\n".join(tables)
 
 

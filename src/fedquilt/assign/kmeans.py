@@ -28,6 +28,7 @@ from fedquilt.types import Hub, Metrics, Round, Slot, Spec, Updates
 
 SENT: Mapping[Features, Fingerprints] = {"fingerprint": "states", "fisher": "fisher"}
 FEWER = 16  # restarts, and clients whose slots are starts, where not all items are tried
+FULL = 2  # restarts on all items there
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,12 @@ class kmeans:
             among = coordinates(linear(points[some]))  # the same distances in fewer dimensions
             fewer = self._starts(among, k, [clients[i] for i in some.tolist()], stream, FEWER)
             best = min(fewer, key=lambda c: c.inertia)
-            return [self._run(points, from_labels(points[some], best.labels, k), clients, known=True)]
+            # A small cluster may have nobody among them, and k-means++ on everybody looks for what is far from the rest.
+            starts = [
+                from_labels(points[some], best.labels, k),
+                *(plus_plus(points, min(k, len(points)), stream) for _ in range(FULL)),
+            ]
+            return [self._run(points, start, clients, known=True) for start in starts]
         return self._starts(points, k, clients, stream, self.restarts)
 
     def _starts(self, points: Tensor, k: int, clients: list[int], stream: Generator, restarts: int) -> list[Clustering]:

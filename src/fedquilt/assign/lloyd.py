@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedquilt.rng import generator
+
 MOST = 2**21  # differences in memory at a time
 ROWS = 1024  # items
 
@@ -80,12 +82,13 @@ def constrained(points: Tensor, start: Tensor, clients: Sequence[int]) -> Cluste
 
 
 def silhouette(points: Tensor, labels: Tensor) -> float:
-    """Mean silhouette in [-1, 1] (Rousseeuw 1987), of many items that of :data:`ROWS` of them, evenly spaced; 0 where it is not
-    defined: one cluster, or every item its own."""
+    """Mean silhouette in [-1, 1] (Rousseeuw 1987), of many items that of :data:`ROWS` of them; 0 where it is not defined:
+    one cluster, or every item its own."""
     from sklearn.metrics import silhouette_score
 
-    some = torch.linspace(0, len(points) - 1, min(len(points), ROWS)).round().long()
-    points, labels = points[some], labels[some]
+    if len(points) > ROWS:  # drawn, not spaced: clients with equally many slots would alias
+        some = torch.randperm(len(points), generator=generator(0, "silhouette"))[:ROWS]
+        points, labels = points[some], labels[some]
     if not 1 < len(torch.unique(labels)) < len(labels):
         return 0.0
     return float(silhouette_score(points.numpy(), labels.numpy()))

@@ -5,7 +5,8 @@ gets wrong, and cheap. Above, their n^2 distances and the n^3 steps to coordinat
 
 ``y_b = sum of s_j x_j over all coordinates j = b mod W`` with random signs s is a count sketch (Charikar, Chen, Farach-Colton 2002)
 whose buckets are strides, so that a sketch is one sum over contiguous memory: E <y, y'> = <x, x'>, with a relative error of squared
-distances of about sqrt(2 / W). W is prime: a feature that is large in every layer falls into another bucket in each.
+distances of about sqrt(2 / W). Buckets are dealt anew for every leaf: a feature that is large in every layer falls into another one
+in each, and small leaves share all of them.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from fedquilt.rng import generator
 from fedquilt.types import Spec
 
 EXACT = 256  # items up to which nothing is approximated
-WIDTHS = ((2_000, 2039), (12_000, 401))  # (items, numbers for each of so many): below 40 MB; 251 beyond
+WIDTHS = ((2_000, 2048), (12_000, 384))  # (items, numbers for each of so many): below 40 MB
+LEAST = 256  # numbers beyond
 AT_ONCE = 2**18  # numbers of the items that are made at a time: 2 MB
-PROBES = 16  # on either side of a product
 
 Leaf = Callable[[slice], Tensor]  # some rows of one leaf, float64
 
@@ -43,19 +44,25 @@ class Items:
         counts = torch.bincount(labels, minlength=k).clamp(min=1).double()
         means = []
         for key in sorted(self.leaves):
-            sums = [
-                torch.zeros(k, part[0].numel(), dtype=torch.float64).index_add_(0, labels[rows], part.flatten(1))
-                for rows, part in self.parts(key)
-            ]
-            means.append(torch.stack(sums).sum(0) / counts[:, None])
+            total = torch.zeros(k, self.size(key), dtype=torch.float64)
+            for rows, part in self.parts(key):
+                total.index_add_(0, labels[rows], part.flatten(1))
+            means.append(total / counts[:, None])
         return torch.cat(means, 1)
+
+    def size(self, key: str) -> int:
+        """Numbers of one item in a leaf."""
+        return self.leaves[key](slice(0, 1)).numel()
 
     def parts(self, key: str) -> Iterator[tuple[slice, Tensor]]:
         """The rows of a leaf, :data:`AT_ONCE` numbers at a time."""
-        step = max(1, AT_ONCE // max(1, self.leaves[key](slice(0, 1)).numel()))
-        for begin in range(0, self.n, step):
-            rows = slice(begin, min(begin + step, self.n))
+        for rows in self.blocks(self.size(key)):
             yield rows, self.leaves[key](rows)
+
+    def blocks(self, size: int) -> Iterator[slice]:
+        """All items, as many at a time as have :data:`AT_ONCE` numbers if each has ``size``."""
+        step = max(1, AT_ONCE // max(1, size))
+        return (slice(begin, min(begin + step, self.n)) for begin in range(0, self.n, step))
 
 
 @dataclass(frozen=True)
@@ -72,34 +79,36 @@ class Sketch:
                 out[rows] += self._folded(part.flatten(1), key)
 
     def add_products(self, out: Tensor, items: Items, spec: Spec) -> None:
-        """The same of the products ``s B_i A_i``, probed on both sides, so that none is formed.
+        """The same of the products ``s B_i A_i``, none of which is formed.
 
-        ``P B A Q / 16`` with normal P ``[16, out]`` and Q ``[in, 16]`` keeps inner products in expectation, whatever the gauge.
+        The sketch of an outer product is the circular convolution of the sketches of its factors (Pham & Pagh, KDD 2013), and
+        sums over columns and maps are taken before the way back. It knows ``B A`` alone, whatever the gauge of its factors.
         """
-        for name_a, name_b in spec.pairs():
-            stream = generator(self.seed, "probes", name_a)
-            inner, outer = (items.leaves[name](slice(0, 1)).shape[axis] for name, axis in ((name_a, 2), (name_b, 1)))
-            p = torch.randn(outer, PROBES, generator=stream, dtype=torch.float64)
-            q = torch.randn(inner, PROBES, generator=stream, dtype=torch.float64)
-            for rows, a in items.parts(name_a):
-                right = a @ q
-                left = items.leaves[name_b](rows).transpose(1, 2) @ p
-                seen = torch.einsum("mrp,mrq->mpq", left, right) * (spec.scale / PROBES)
-                out[rows] += self._folded(seen.flatten(1), name_a)
+        for rows in items.blocks(self.width * max(1, spec.rank)):
+            total = torch.zeros(rows.stop - rows.start, self.width // 2 + 1, dtype=torch.complex128)
+            for name_a, name_b in spec.pairs():
+                a, b = items.leaves[name_a](rows), items.leaves[name_b](rows).transpose(1, 2)
+                total += (self._turned(a, name_a) * self._turned(b, name_b)).sum(1)
+            out[rows] += torch.fft.irfft(total, n=self.width) * spec.scale
+
+    def _turned(self, x: Tensor, key: str) -> Tensor:
+        """Fourier transforms of the sketches of vectors ``[m, r, d]``: ``[m, r, width // 2 + 1]``."""
+        turned: Tensor = torch.fft.rfft(self._folded(x.flatten(0, 1), key))
+        return turned.view(*x.shape[:2], -1)
 
     def _folded(self, x: Tensor, key: str) -> Tensor:
         """``[m, d]`` -> ``[m, width]``."""
-        d = x.shape[1]
-        signs = torch.randint(0, 2, (d,), generator=generator(self.seed, "signs", key), dtype=torch.float64) * 2 - 1
+        d, stream = x.shape[1], generator(self.seed, "sketch", key)
+        signs = torch.randint(0, 2, (d,), generator=stream, dtype=torch.float64) * 2 - 1
         signed, even = x * signs, d // self.width * self.width
         out = signed[:, :even].view(len(x), -1, self.width).sum(1)
         out[:, : d - even] += signed[:, even:]
-        return out
+        return out[:, torch.randperm(self.width, generator=stream)]
 
 
 def width(n: int) -> int:
     """How many numbers each of ``n`` items gets."""
-    return next((wide for most, wide in WIDTHS if n <= most), 251)
+    return next((wide for most, wide in WIDTHS if n <= most), LEAST)
 
 
 def standard(x: Tensor) -> Items:

@@ -106,4 +106,4 @@ def resumable(folder: Path) -> Iterator[Progress]:
         raise
     finally:
         for number, handler in taken.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set from Python

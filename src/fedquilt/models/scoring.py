@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fedquilt import tree
 from fedquilt.data.answers import exact, token_f1
 from fedquilt.data.rouge import rouge_l
 from fedquilt.models.greedy import prompts_of
@@ -60,7 +59,7 @@ class TextScores:
         is compared as cut."""
         written: dict[int, str] = {}
         for row in batch.owner.unique().tolist():  # one adapter at a time
-            own, mine = tree.rows(stack, [row]), torch.nonzero(batch.owner == row).flatten()
+            own, mine = {key: x[row : row + 1] for key, x in stack.items()}, torch.nonzero(batch.owner == row).flatten()
             for index in between(mine.split(ROWS), self.tick):
                 part = replace(batch.pick(index), owner=torch.zeros_like(index))
                 texts = map(self._text, self.network.generate(own, part, self.max_new))

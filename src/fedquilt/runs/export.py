@@ -8,7 +8,7 @@ from fedquilt import tree
 from fedquilt.adapters.export import write
 from fedquilt.runs.build import Built
 from fedquilt.runs.reopen import reopen
-from fedquilt.runs.router import router_of
+from fedquilt.runs.router import FILE, router_of
 from fedquilt.runs.store import ADAPTERS
 from fedquilt.types import Hub, State
 
@@ -38,8 +38,9 @@ def export_bank(built: Built, hub: Hub, out: Path) -> list[Path]:
             for slot in built.view.truth(hub.step)
         }
     folders = [write_adapter(built, state, out / name) for name, state in states.items()]
-    router = router_of(built, hub)
-    if router is not None and built.bank_is_complete:
+    router = router_of(built, hub) if built.bank_is_complete else None
+    (out / FILE).unlink(missing_ok=True)  # one that was asked for belongs to the rows that were there then
+    if router is not None:
         router.save(out)
     return folders
 

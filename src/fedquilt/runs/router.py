@@ -92,14 +92,14 @@ def route(run: Path) -> dict[str, Any]:
         CompositionError: its rows are not complete adapters, or whole models.
     """
     built, hub = reopen(run)
+    if not built.bank_is_complete:
+        what, why = "a router needs rows that are whole adapters", "some leaves are private to each client"
+        raise CompositionError(what, where=str(run), why=why, fix='train with adapter.head = "federated" or "frozen"')
     if tree.length(hub.bank) == 1:
         what, fix = "nothing to route between: there is one adapter for all", "train with a method that clusters, such as fltac"
         raise ConfigError(what, where=str(run), fix=fix)
     if not hub.table:
         raise StateError("nothing to route by: no round has finished", where=str(run), fix=f"fedquilt resume {run}")
-    if not built.bank_is_complete:
-        what, why = "a router needs rows that are whole adapters", "some leaves are private to each client"
-        raise CompositionError(what, where=str(run), why=why, fix='train with adapter.head = "federated" or "frozen"')
     if built.adapter.weights:
         what, why = "a router needs adapters that fit into one pass", "every row is a whole model"
         raise CompositionError(what, where=str(run), why=why, fix="train an adapter, such as lora")
