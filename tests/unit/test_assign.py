@@ -17,7 +17,7 @@ from uploads import RANK, SPEC, World, federation, make_updates, new_hub, same_p
 
 from fedquilt import assign, tree
 from fedquilt.assign import features, lloyd
-from fedquilt.assign.kmeans import own_slots
+from fedquilt.assign.kmeans import Cloud, own_slots
 from fedquilt.assign.lloyd import plus_plus
 from fedquilt.errors import CompositionError, ConfigError
 from fedquilt.rng import numpy_generator
@@ -206,7 +206,8 @@ def test_a_cluster_without_members_keeps_its_centre_and_its_name() -> None:
 def test_it_stops_after_enough_iterations() -> None:
     points = cloud(40, 1, 0).sort(0).values  # from two far starts at one end the border needs several steps to travel
     whole = lloyd.nearest(points, points[:2])
-    steps = [lloyd._until_stable(points, points[:2], lambda d: d.argmin(1), iterations).inertia for iterations in range(1, 12)]
+    ones = points.new_ones(40)
+    steps = [lloyd._until_stable(points, points[:2], ones, lambda d: d.argmin(1), most).inertia for most in range(1, 12)]
     assert steps == sorted(steps, reverse=True)
     assert steps[0] > steps[-1] == whole.inertia
 
@@ -309,7 +310,8 @@ def test_they_find_the_least_inertia_where_random_starts_often_do_not(monkeypatc
     clients, part = [client for client in range(5) for _ in range(3)], assign.kmeans(3, restarts=5)
 
     def optimal(points: Tensor, least: float, seed: int) -> bool:
-        return min(found.inertia for found in part._afresh(points, 3, clients, Round(1, seed))) <= least * (1 + 1e-9)
+        cloud = Cloud(points, points.new_ones(15), clients)
+        return min(found.inertia for found in part._afresh(cloud, 3, Round(1, seed))) <= least * (1 + 1e-9)
 
     worlds = []
     for seed in range(12):

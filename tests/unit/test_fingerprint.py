@@ -123,7 +123,7 @@ def test_no_gradient_is_no_description() -> None:
 
 def test_every_number_counts_alike() -> None:
     x = torch.tensor([[1.0, 100.0, 5.0], [3.0, 500.0, 5.0]])
-    assert torch.equal(standardised(x), torch.tensor([[-1.0, -1.0, 0.0], [1.0, 1.0, 0.0]], dtype=torch.float64))
+    assert torch.equal(standardised(x, torch.ones(2)), torch.tensor([[-1.0, -1.0, 0.0], [1.0, 1.0, 0.0]], dtype=torch.float64))
 
 
 def test_fisher_clusters_by_fingerprints_alone() -> None:

@@ -14,8 +14,8 @@ from uploads import SPEC, new_hub
 
 from fedquilt import tree
 from fedquilt.assign import features, kmeans, lloyd, sketch
+from fedquilt.assign.kmeans import Cloud, of_some_clients
 from fedquilt.assign.kmeans import kmeans as part_of
-from fedquilt.assign.kmeans import of_some_clients
 from fedquilt.assign.sketch import Items
 from fedquilt.rng import generator, numpy_generator
 from fedquilt.types import Hub, Leaf, Round, Slot, Spec, Updates
@@ -115,9 +115,10 @@ def test_products_are_as_close_whatever_the_number_of_maps(maps: int) -> None:
 def test_standard_is_standardised_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(50, 9, generator=generator(4)) * 3 + 5
     x[:, 4] = 2.0
+    weight = torch.rand(50, generator=generator(4), dtype=torch.float64)
     monkeypatch.setattr(sketch, "AT_ONCE", 7 * 9)
-    found = torch.cat([part for _, part in sketch.standard(x).parts("")])
-    torch.testing.assert_close(found, features.standardised(x))
+    found = torch.cat([part for _, part in sketch.standard(x, weight).parts("")])
+    torch.testing.assert_close(found, features.standardised(x, weight))
 
 
 def test_means_of_groups_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,7 +238,8 @@ def test_a_task_that_few_have_is_found(seed: int) -> None:
     truth[torch.randperm(4000, generator=stream)[:4]] = 3
     points = 10 * torch.randn(4, 40, generator=stream, dtype=torch.float64)[truth]
     points = points + torch.randn(4000, 40, generator=stream, dtype=torch.float64)
-    found, _ = part_of(4, constraint="none")._best(points, None, [Slot(i, 0) for i in range(4000)], Round(1, seed), fresh=True)
+    cloud = Cloud.of(points, [Slot(i, 0) for i in range(4000)])
+    found, _ = part_of(4, constraint="none")._best(cloud, None, Round(1, seed), fresh=True)
     assert len({(int(a), int(b)) for a, b in zip(found.labels, truth, strict=True)}) == 4
 
 

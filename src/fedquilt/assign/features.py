@@ -55,13 +55,13 @@ def located(groups: Sequence[Items], spec: Spec, features: Features, head: bool,
     return points.sub_(points.mean(0))
 
 
-def described(fingerprints: Tensor, seed: int) -> Tensor:
-    """Points of items by fingerprints ``[n, d]`` alone, of which every number counts the same."""
+def described(fingerprints: Tensor, weight: Tensor, seed: int) -> Tensor:
+    """Points of items by fingerprints ``[n, d]`` alone, of which every number counts the same; ``weight [n]`` of the items."""
     n = len(fingerprints)
     if n <= EXACT:
-        return coordinates(linear(standardised(fingerprints)))
+        return coordinates(linear(standardised(fingerprints, weight)))
     points = torch.zeros(n, width(n), dtype=torch.float64)
-    Sketch(width(n), seed).add(points, standard(fingerprints), [""])
+    Sketch(width(n), seed).add(points, standard(fingerprints, weight), [""])
     return points
 
 
@@ -126,10 +126,11 @@ def beside(one: Tensor, other: Tensor) -> Tensor:
     return coordinates(centred(sum(_unit(x) @ _unit(x).t() for x in (one, other))))  # type: ignore[arg-type]
 
 
-def standardised(x: Tensor) -> Tensor:
-    """Items ``[n, d]`` with mean 0 and variance 1 in every number; one in which all items agree is 0."""
-    x = x.double() - x.double().mean(0)
-    return x / x.square().mean(0).sqrt().clamp(min=torch.finfo(torch.float32).tiny)
+def standardised(x: Tensor, weight: Tensor) -> Tensor:
+    """Items ``[n, d]`` with mean 0 and variance 1 in every number, both weighted ``[n]``; one in which all items agree is 0."""
+    share = (weight / weight.sum())[:, None]
+    x = x.double() - (share * x.double()).sum(0)
+    return x / (share * x.square()).sum(0).sqrt().clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -19,19 +19,21 @@ from fedquilt.assign.sketch import Items
 from fedquilt.types import Slot, Stack, Updates
 
 PREFIX = "history/"  # in Hub.memory
-SLOTS, COUNTS, FINGERPRINT = f"{PREFIX}slots", f"{PREFIX}counts", f"{PREFIX}fingerprint"
+SLOTS, COUNTS, WEIGHT, FINGERPRINT = (f"{PREFIX}{name}" for name in ("slots", "counts", "weight", "fingerprint"))
 
 
 @dataclass(frozen=True)
 class History:
     """Sums of updates ``total [S, ...]`` of S slots in ascending order and how many rounds each was in, ``counts [S]``.
 
-    ``fingerprint [S, d]``: of each slot's data, where the method asks for it.
+    ``weight [S]``: what each slot's last update counted, its number of examples. ``fingerprint [S, d]``: of each slot's data,
+    where the method asks for it.
     """
 
     slots: tuple[Slot, ...]
     total: Stack
     counts: Tensor
+    weight: Tensor
     fingerprint: Tensor | None = None
 
     def mean(self) -> Items:
@@ -47,16 +49,24 @@ class History:
         """As entries of ``Hub.memory``."""
         slots = torch.tensor([[slot.client, slot.number] for slot in self.slots])
         more = {} if self.fingerprint is None else {FINGERPRINT: self.fingerprint}
-        return {SLOTS: slots, COUNTS: self.counts, **more, **{f"{PREFIX}{key}": x for key, x in self.total.items()}}
+        return {
+            SLOTS: slots,
+            COUNTS: self.counts,
+            WEIGHT: self.weight,
+            **more,
+            **{f"{PREFIX}{key}": x for key, x in self.total.items()},
+        }
 
 
 def recall(memory: Mapping[str, Tensor]) -> History:
     """The inverse of :meth:`History.memory`; empty before the first round."""
     if SLOTS not in memory:
-        return History((), {}, torch.zeros(0))
-    own = (SLOTS, COUNTS, FINGERPRINT)
+        return History((), {}, torch.zeros(0), torch.zeros(0, dtype=torch.float64))
+    own = (SLOTS, COUNTS, WEIGHT, FINGERPRINT)
     total = {key.removeprefix(PREFIX): x for key, x in memory.items() if key.startswith(PREFIX) and key not in own}
-    return History(tuple(Slot(*pair) for pair in memory[SLOTS].tolist()), total, memory[COUNTS], memory.get(FINGERPRINT))
+    slots = tuple(Slot(*pair) for pair in memory[SLOTS].tolist())
+    weight = memory.get(WEIGHT, torch.full((len(slots),), torch.inf, dtype=torch.float64))  # a run from before it was kept
+    return History(slots, total, memory[COUNTS], weight, memory.get(FINGERPRINT))
 
 
 def extend(past: History, updates: Updates, names: list[str]) -> History:
@@ -75,7 +85,9 @@ def extend(past: History, updates: Updates, names: list[str]) -> History:
     counts = torch.zeros(len(slots))
     counts[was] = past.counts
     counts = counts.index_add(0, now, torch.ones(len(now)))
-    return History(slots, tree.select(total, names), counts, _fingerprints(past, updates, was, now, len(slots)))
+    weight = updates.weight.new_zeros(len(slots))
+    weight[was], weight[now] = past.weight, updates.weight
+    return History(slots, tree.select(total, names), counts, weight, _fingerprints(past, updates, was, now, len(slots)))
 
 
 def _fingerprints(past: History, updates: Updates, was: Tensor, now: Tensor, slots: int) -> Tensor | None:

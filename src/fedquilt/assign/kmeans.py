@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from numpy.random import Generator
@@ -20,15 +20,32 @@ from fedquilt import tree
 from fedquilt.assign.base import Assignment, Fingerprints
 from fedquilt.assign.features import Features, beside, compared, coordinates, described, linear, located, stacked, uploaded
 from fedquilt.assign.history import History, extend, recall
-from fedquilt.assign.lloyd import Clustering, constrained, from_labels, nearest, plain, plus_plus, silhouette
+from fedquilt.assign.lloyd import Clustering, constrained, farthest, from_labels, nearest, plain, plus_plus, silhouette
 from fedquilt.assign.sketch import EXACT, Items
 from fedquilt.errors import CompositionError, ConfigError
 from fedquilt.rng import numpy_generator
 from fedquilt.types import Hub, Metrics, Round, Slot, Spec, Updates
 
 SENT: Mapping[Features, Fingerprints] = {"fingerprint": "states", "fisher": "fisher"}
+LOOKED = 256  # examples whose gradients a slot squares at most: one with fewer counts less
 FEWER = 16  # restarts, and clients whose slots are starts, where not all items are tried
-FULL = 2  # restarts on all items there
+
+
+class Cloud(NamedTuple):
+    """What is clustered: ``points [n, d]``, how much each counts ``[n]``, and whose it is."""
+
+    points: Tensor
+    weight: Tensor
+    clients: Sequence[int]
+
+    @classmethod
+    def of(cls, points: Tensor, slots: Sequence[Slot], weight: Tensor | None = None) -> Cloud:
+        """The points of some slots; all count the same unless said otherwise."""
+        return cls(points, points.new_ones(len(points)) if weight is None else weight, [slot.client for slot in slots])
+
+    def take(self, index: Tensor) -> Cloud:
+        """Some of them, in that order."""
+        return Cloud(self.points[index], self.weight[index], [self.clients[i] for i in index.tolist()])
 
 
 @dataclass(frozen=True)
@@ -130,9 +147,10 @@ class kmeans:
         items = uploaded(updates)
         before = torch.tensor([hub.row_of(slot) for slot in updates.origin])
         points, bank_points = self._points(items, updates, hub, spec, now)
+        cloud = Cloud.of(points, updates.origin)
         # Who is absent would be forgotten by a fresh start: a cohort may lack whole tasks.
         fresh = set(hub.table) <= set(updates.origin) or not bool((before > 0).any())
-        found, metrics = self._best(points, self._known(points, bank_points, before, hub), updates.origin, now, fresh=fresh)
+        found, metrics = self._best(cloud, self._known(cloud, bank_points, before, hub), now, fresh=fresh)
         rows = self._rows(found.labels, items, hub)
         return Assignment(rows, {**metrics, "moved": float((rows != before).sum())})
 
@@ -140,81 +158,75 @@ class kmeans:
         """Cluster all slots ever seen by what is known of them; the absent ones change their row too."""
         names = [] if self.features == "fisher" else compared(updates.delta, spec, self.features, self.head)
         past = extend(recall(hub.memory), updates, names)
-        points = self._described(past, spec, now)
+        cloud = self._described(past, spec, now)
         before = torch.tensor([hub.row_of(slot) for slot in past.slots])
-        found, metrics = self._best(points, self._known(points, None, before, hub), past.slots, now, fresh=True)
+        found, metrics = self._best(cloud, self._known(cloud, None, before, hub), now, fresh=True)
         rows = overlapping(found.labels, before, self.k)
         table = dict(zip(past.slots, rows.tolist(), strict=True))
         metrics = {**metrics, "moved": float((rows != before).sum())}
         return Assignment(torch.tensor([table[slot] for slot in updates.origin]), metrics, past.memory(), table)
 
-    def _described(self, past: History, spec: Spec, now: Round) -> Tensor:
-        """Points ``[S, d]`` of all slots ever seen."""
+    def _described(self, past: History, spec: Spec, now: Round) -> Cloud:
+        """All slots ever seen."""
         if self.features == "fisher" and past.fingerprint is not None:
-            return described(past.fingerprint, now.seed)
+            weight = past.weight.clamp(max=LOOKED) / LOOKED  # squares of few gradients are mostly noise
+            return Cloud.of(described(past.fingerprint, weight, now.seed), past.slots, weight)
         points = located([past.mean()], spec, self.features, self.head, now.seed)
-        return points if past.fingerprint is None else beside(points, past.fingerprint)
+        return Cloud.of(points if past.fingerprint is None else beside(points, past.fingerprint), past.slots)
 
-    def _known(self, points: Tensor, bank_points: Tensor | None, before: Tensor, hub: Hub) -> Tensor | None:
+    def _known(self, cloud: Cloud, bank_points: Tensor | None, before: Tensor, hub: Hub) -> Tensor | None:
         """Centres ``[k, d]`` of the rows that the slots were in; None in the first round."""
         if not bool((before > 0).any()):
             return None
-        start = from_labels(points, before - 1, self.k)
+        start = from_labels(cloud.points, before - 1, self.k, cloud.weight)
         if bank_points is None:
             return start
         in_use = set(hub.table.values())  # rows in use whose slots are all away keep their place
         used = torch.tensor([row + 1 in in_use for row in range(self.k)])
         return torch.where((start.isnan().any(1) & used)[:, None], bank_points, start)
 
-    def _best(
-        self, points: Tensor, known: Tensor | None, origin: Sequence[Slot], now: Round, *, fresh: bool
-    ) -> tuple[Clustering, Metrics]:
+    def _best(self, cloud: Cloud, known: Tensor | None, now: Round, *, fresh: bool) -> tuple[Clustering, Metrics]:
         """The lowest inertia over a start from the known rows and, if ``fresh``, random restarts."""
-        clients = [slot.client for slot in origin]
-        candidates = [] if known is None else [self._run(points, known, clients, known=True)]
+        candidates = [] if known is None else [self._run(cloud, known, known=True)]
         if not fresh:
             return candidates[0], {"inertia": candidates[0].inertia}
         if self.estimate:
-            return self._estimated(points, candidates, clients, now)
-        found = min([*candidates, *self._afresh(points, self.k, clients, now)], key=lambda c: c.inertia)  # of equals: the known
+            return self._estimated(cloud, candidates, now)
+        found = min([*candidates, *self._afresh(cloud, self.k, now)], key=lambda c: c.inertia)  # of equals: the known
         return found, {"inertia": found.inertia}
 
-    def _estimated(
-        self, points: Tensor, candidates: list[Clustering], clients: list[int], now: Round
-    ) -> tuple[Clustering, Metrics]:
+    def _estimated(self, cloud: Cloud, candidates: list[Clustering], now: Round) -> tuple[Clustering, Metrics]:
         """The number of clusters with the largest silhouette; for every number the lowest inertia."""
-        least = most_slots(clients) if self.constraint == "cannot-link" else 1
+        least = most_slots(cloud.clients) if self.constraint == "cannot-link" else 1
         best: dict[int, Clustering] = {}
         for k in range(min(max(2, least), self.k), self.k + 1):
-            for found in [*candidates, *self._afresh(points, k, clients, now)]:
+            for found in [*candidates, *self._afresh(cloud, k, now)]:
                 used = len(torch.unique(found.labels))
                 if used not in best or found.inertia < best[used].inertia:
                     best[used] = found
-        scores = {used: silhouette(points, found.labels) for used, found in sorted(best.items())}
+        scores = {used: silhouette(cloud.points, found.labels, cloud.weight) for used, found in sorted(best.items())}
         used = max(scores, key=lambda k: scores[k])  # the first of equals: the fewest clusters
         return best[used], {"inertia": best[used].inertia, "clusters": float(used), "silhouette": scores[used]}
 
-    def _afresh(self, points: Tensor, k: int, clients: list[int], now: Round) -> list[Clustering]:
+    def _afresh(self, cloud: Cloud, k: int, now: Round) -> list[Clustering]:
         """One clustering per k-means++ start; under cannot-link also one from the slots of every client (at most as many)."""
         stream = numpy_generator(now.seed, "kmeans", now.number)
-        if len(points) > EXACT:  # the best start is looked for among some clients; all items go on from what it ends in
-            some = of_some_clients(clients, stream)
-            among = coordinates(linear(points[some]))  # the same distances in fewer dimensions
-            fewer = self._starts(among, k, [clients[i] for i in some.tolist()], stream, FEWER)
-            best = min(fewer, key=lambda c: c.inertia)
-            # A small cluster may have nobody among them, and k-means++ on everybody looks for what is far from the rest.
-            starts = [
-                from_labels(points[some], best.labels, k),
-                *(plus_plus(points, min(k, len(points)), stream) for _ in range(FULL)),
-            ]
-            return [self._run(points, start, clients, known=True) for start in starts]
-        return self._starts(points, k, clients, stream, self.restarts)
+        if len(cloud.points) <= EXACT:
+            return self._starts(cloud, k, stream, self.restarts)
+        # The best start is looked for among some clients; all items go on from what it ends in.
+        some = cloud.take(of_some_clients(cloud.clients, stream))
+        among = some._replace(points=coordinates(linear(some.points)))  # the same distances in fewer dimensions
+        best = min(self._starts(among, k, stream, FEWER), key=lambda c: c.inertia)
+        starts = [from_labels(some.points, best.labels, k, some.weight)]
+        starts.append(farthest(cloud.points, min(k, len(cloud.points)), cloud.weight))  # small clusters may have nobody among them
+        return [self._run(cloud, start, known=True) for start in starts]
 
-    def _starts(self, points: Tensor, k: int, clients: list[int], stream: Generator, restarts: int) -> list[Clustering]:
+    def _starts(self, cloud: Cloud, k: int, stream: Generator, restarts: int) -> list[Clustering]:
         firsts: list[list[int]] = [[] for _ in range(restarts)]
         if self.constraint == "cannot-link":
-            firsts += own_slots(clients)[:restarts]
-        return [self._run(points, plus_plus(points, min(k, len(points)), stream, first), clients) for first in firsts]
+            firsts += own_slots(cloud.clients)[:restarts]
+        k = min(k, len(cloud.points))
+        return [self._run(cloud, plus_plus(cloud.points, k, stream, first, cloud.weight)) for first in firsts]
 
     def _points(self, items: Items, updates: Updates, hub: Hub, spec: Spec, now: Round) -> tuple[Tensor, Tensor | None]:
         """Points of the uploads ``[n, d]``, and of the bank's clusters ``[k, d]`` where the features have any."""
@@ -224,11 +236,11 @@ class kmeans:
         points = located([items, bank], spec, self.features, self.head, now.seed)
         return points[: len(updates)], points[len(updates) :]
 
-    def _run(self, points: Tensor, start: Tensor, clients: list[int], *, known: bool = False) -> Clustering:
+    def _run(self, cloud: Cloud, start: Tensor, *, known: bool = False) -> Clustering:
         if self.constraint == "none":
-            return nearest(points, start) if known else plain(points, start)
-        self.check_clients(clients)
-        return constrained(points, start, clients)
+            return (nearest if known else plain)(cloud.points, start, cloud.weight)
+        self.check_clients(cloud.clients)
+        return constrained(cloud.points, start, cloud.clients, cloud.weight)
 
     def _rows(self, labels: Tensor, items: Items, hub: Hub) -> Tensor:
         """Cluster labels are arbitrary: match the clusters' means to the previous rows, so that a row keeps its meaning."""

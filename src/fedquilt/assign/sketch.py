@@ -111,14 +111,14 @@ def width(n: int) -> int:
     return next((wide for most, wide in WIDTHS if n <= most), LEAST)
 
 
-def standard(x: Tensor) -> Items:
-    """Items ``x [n, d]`` with mean 0 and variance 1 in every number, a few rows at a time."""
+def standard(x: Tensor, weight: Tensor) -> Items:
+    """Items ``x [n, d]`` with mean 0 and variance 1 in every number, both weighted ``[n]``, a few rows at a time."""
+    share = (weight / weight.sum())[:, None]
     first = x[0].double()  # moments around it: around zero a large mean would cancel
     moved = Items(len(x), {"": lambda rows: x[rows].double() - first})
-    sums, squares = torch.zeros_like(first), torch.zeros_like(first)
-    for _, part in moved.parts(""):
-        sums += part.sum(0)
-        squares += part.square_().sum(0)
-    mean = first + sums / len(x)
-    scale = (squares / len(x) - (sums / len(x)).square()).clamp(min=0).sqrt().clamp(min=torch.finfo(torch.float32).tiny)
-    return Items(len(x), {"": lambda rows: (x[rows].double() - mean) / scale})
+    means, squares = torch.zeros_like(first), torch.zeros_like(first)
+    for rows, part in moved.parts(""):
+        means += (share[rows] * part).sum(0)
+        squares += (share[rows] * part.square_()).sum(0)
+    scale = (squares - means.square()).clamp(min=0).sqrt().clamp(min=torch.finfo(torch.float32).tiny)
+    return Items(len(x), {"": lambda rows: (x[rows].double() - (first + means)) / scale})
