@@ -92,17 +92,7 @@ def main() -> None:
     print("| slots | features | seconds | MB more | adjusted Rand index |\n|---|---|---|---|---|")
     for n in arguments.slots:
         for features in arguments.features:
-            command = [
-                sys.executable,
-                __file__,
-                "--tasks",
-                str(arguments.tasks),
-                "--laps",
-                str(arguments.laps),
-                "--one",
-                str(n),
-                features,
-            ]
+            command = [sys.executable, __file__, *sys.argv[1:], "--one", str(n), features]
             line = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             print(f"| {n:,} | {features} | {line['seconds']:.2f} | {line['megabytes']:.0f} | {line['ari']:.3f} |", flush=True)
 

@@ -14,14 +14,13 @@ until the score first reaches the best LoRA's less one point.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grid import CONFIGS, FAMILIES, ensure, spread
+from grid import CONFIGS, FAMILIES, ensure, lines, row, spread
 
 TASKS = ("sst2", "qnli", "qqp", "mrpc", "mnli")
 AVERAGED = ("fedtt", "fedtt-plus", "fedtt-plus-single", "lora-r4", "ffa-lora", "rolora")
@@ -80,11 +79,6 @@ def found(folder: Path, summary: dict[str, Any]) -> Found:
     return Found(summary["parameters"], [scores[number] for number in rounds], [sent[number] for number in rounds])
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a journal."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def task_overrides(task: str) -> list[str]:
     """SST-2 is the task of the configurations; what makes it another."""
     source = f"file:$FEDQUILT_DATA/glue_{task}/{{split}}.parquet"
@@ -112,11 +106,6 @@ def table(results: dict[str, dict[str, list[Found]]]) -> str:
 def chosen(asked: Sequence[str], every: Sequence[str]) -> list[str]:
     """Those asked for; all if none were."""
     return [name for name in every if name in (asked or every)]
-
-
-def row(cells: Sequence[str]) -> str:
-    """One line of a Markdown table."""
-    return "| " + " | ".join(cells) + " |"
 
 
 def reached(runs: Sequence[Found], score: float) -> str:

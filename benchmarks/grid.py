@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,15 @@ def ensure(config: Path, seed: int, folder: Path, overrides: list[str]) -> dict[
     return summary
 
 
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a journal."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def clusters(folder: Path) -> list[float]:
     """Clustering accuracy after every round; a round in which nothing came back has no line and leaves everything as it was."""
     found: dict[int, float] = {}
-    for line in map(json.loads, (folder / "routes.jsonl").read_text(encoding="utf-8").splitlines()):
+    for line in lines(folder / "routes.jsonl"):
         slots = {Slot(entry["client"], entry["slot"]): entry for entry in line["slots"]}
         score = clustering({slot: entry["row"] for slot, entry in slots.items()}, {slot: e["tasks"] for slot, e in slots.items()})
         found[line["round"]] = score["accuracy"] if score else float("nan")
@@ -84,27 +90,32 @@ def spread(values: list[float], digits: int = 3) -> str:
     return f"{middle:.{digits}f} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else f"{middle:.{digits}f}"
 
 
+def row(cells: Sequence[str]) -> str:
+    """One line of a Markdown table."""
+    return "| " + " | ".join(cells) + " |"
+
+
 def table(results: dict[str, list[dict[str, Any]]]) -> str:
     """A Markdown table: a row per configuration, a column per task of any of them."""
     tasks = sorted({task for runs in results.values() for task in runs[0]["tasks"]})
     head = ["run", "mean", *tasks, "clustering", "MB up", "MB down", "minutes"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    out = [row(head), "|" + "---|" * len(head)]
     for name, runs in results.items():
         cells = [name, spread([r["mean"] for r in runs])]
         cells += [spread([r["tasks"][task]["slot_mean"] for r in runs]) if task in runs[0]["tasks"] else "" for task in tasks]
         cells.append(spread([r["clustering"]["accuracy"] for r in runs]) if runs[0]["clustering"] else "")
         cells += [spread([r["bytes"][way] / 1e6 for r in runs], 1) for way in ("up", "down")]
         cells.append(spread([r["seconds"]["total"] / 60 for r in runs], 1))
-        lines.append("| " + " | ".join(cells) + " |")
+        out.append(row(cells))
     most = max(len(found["rounds_clustering"]) for runs in results.values() for found in runs)
     if most:
-        lines += ["", "Clustering accuracy after every round:", ""]
-        lines += ["| run | seed | " + " | ".join(map(str, range(1, most + 1))) + " |", "|" + "---|" * (most + 2)]
+        out += ["", "Clustering accuracy after every round:", ""]
+        out += [row(["run", "seed", *map(str, range(1, most + 1))]), "|" + "---|" * (most + 2)]
     for name, runs in results.items():
         for found in runs:
             if shown := [f"{x:.2f}" for x in found["rounds_clustering"]]:
-                lines.append("| " + " | ".join([name, str(found["seed"]), *shown, *[""] * (most - len(shown))]) + " |")
-    return "\n".join(lines)
+                out.append(row([name, str(found["seed"]), *shown, *[""] * (most - len(shown))]))
+    return "\n".join(out)
 
 
 def grid(family: str, arguments: argparse.Namespace) -> str:

@@ -92,8 +92,7 @@ def compose(method: Method, spec: Spec) -> Program:
 
     def plan(hub: Hub, roster: Mapping[int, int], now: Round) -> list[Job]:
         slots = [Slot(client, number) for client in method.sample(list(roster), now) for number in range(roster[client])]
-        efforts = {slot: 1.0 if slot in hub.table else method.first_effort for slot in slots}
-        return [Job(slot, hub.row_of(slot), now, efforts[slot]) for slot in sorted(slots)]
+        return [Job(slot, hub.row_of(slot), now, 1.0 if slot in hub.table else method.first_effort) for slot in sorted(slots)]
 
     def step(hub: Hub, updates: Updates, now: Round) -> tuple[Hub, Metrics]:
         return server_step(method, spec, hub, updates, now)

@@ -187,6 +187,7 @@ class kmeans:
 
     def _best(self, cloud: Cloud, known: Tensor | None, now: Round, *, fresh: bool) -> tuple[Clustering, Metrics]:
         """The lowest inertia over a start from the known rows and, if ``fresh``, random restarts."""
+        self.check_clients(cloud.clients)
         candidates = [] if known is None else [self._run(cloud, known, known=True)]
         if not fresh:
             return candidates[0], {"inertia": candidates[0].inertia}
@@ -239,7 +240,6 @@ class kmeans:
     def _run(self, cloud: Cloud, start: Tensor, *, known: bool = False) -> Clustering:
         if self.constraint == "none":
             return (nearest if known else plain)(cloud.points, start, cloud.weight)
-        self.check_clients(cloud.clients)
         return constrained(cloud.points, start, cloud.clients, cloud.weight)
 
     def _rows(self, labels: Tensor, items: Items, hub: Hub) -> Tensor:

@@ -75,8 +75,9 @@ class Sketch:
     def add(self, out: Tensor, items: Items, names: Iterable[str]) -> None:
         """Add the sketches of all items, their leaves ``names`` one after the other, to ``out [n, width]``."""
         for key in sorted(names):
+            dealt = self._dealt(items.size(key), key)
             for rows, part in items.parts(key):
-                out[rows] += self._folded(part.flatten(1), key)
+                out[rows] += self._folded(part.flatten(1), *dealt)
 
     def add_products(self, out: Tensor, items: Items, spec: Spec) -> None:
         """The same of the products ``s B_i A_i``, none of which is formed.
@@ -84,26 +85,34 @@ class Sketch:
         The sketch of an outer product is the circular convolution of the sketches of its factors (Pham & Pagh, KDD 2013), and
         sums over columns and maps are taken before the way back. It knows ``B A`` alone, whatever the gauge of its factors.
         """
+        sizes = {key: items.size(key) // max(1, spec.rank) for pair in spec.pairs() for key in pair}
+        dealt = {key: self._dealt(size, key) for key, size in sizes.items()}
         for rows in items.blocks(self.width * max(1, spec.rank)):
             total = torch.zeros(rows.stop - rows.start, self.width // 2 + 1, dtype=torch.complex128)
             for name_a, name_b in spec.pairs():
                 a, b = items.leaves[name_a](rows), items.leaves[name_b](rows).transpose(1, 2)
-                total += (self._turned(a, name_a) * self._turned(b, name_b)).sum(1)
+                total += (self._turned(a, *dealt[name_a]) * self._turned(b, *dealt[name_b])).sum(1)
             out[rows] += torch.fft.irfft(total, n=self.width) * spec.scale
 
-    def _turned(self, x: Tensor, key: str) -> Tensor:
+    def _turned(self, x: Tensor, signs: Tensor, buckets: Tensor) -> Tensor:
         """Fourier transforms of the sketches of vectors ``[m, r, d]``: ``[m, r, width // 2 + 1]``."""
-        turned: Tensor = torch.fft.rfft(self._folded(x.flatten(0, 1), key))
+        turned: Tensor = torch.fft.rfft(self._folded(x.flatten(0, 1), signs, buckets))
         return turned.view(*x.shape[:2], -1)
 
-    def _folded(self, x: Tensor, key: str) -> Tensor:
+    def _dealt(self, d: int, key: str) -> tuple[Tensor, Tensor]:
+        """What is drawn for a leaf: the signs of its ``d`` numbers, and the buckets of the strides."""
+        stream = generator(self.seed, "sketch", key)
+        return torch.randint(0, 2, (d,), generator=stream, dtype=torch.float64) * 2 - 1, torch.randperm(
+            self.width, generator=stream
+        )
+
+    def _folded(self, x: Tensor, signs: Tensor, buckets: Tensor) -> Tensor:
         """``[m, d]`` -> ``[m, width]``."""
-        d, stream = x.shape[1], generator(self.seed, "sketch", key)
-        signs = torch.randint(0, 2, (d,), generator=stream, dtype=torch.float64) * 2 - 1
+        d = len(signs)
         signed, even = x * signs, d // self.width * self.width
         out = signed[:, :even].view(len(x), -1, self.width).sum(1)
         out[:, : d - even] += signed[:, even:]
-        return out[:, torch.randperm(self.width, generator=stream)]
+        return out[:, buckets]
 
 
 def width(n: int) -> int:

@@ -95,8 +95,7 @@ def resumable(folder: Path) -> Iterator[Progress]:
         yield say
         return
     # Ignored is what a process started in the background of a script inherits, and it stays ignored.
-    before = {number: signal.getsignal(number) for number in KINDS}
-    taken = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
+    taken = {number: handler for number in KINDS if (handler := signal.getsignal(number)) != signal.SIG_IGN}
     for number in taken:
         signal.signal(number, say.ask)
     try:

@@ -8,7 +8,6 @@ the first uploads; otherwise every slot that took part sends its own when it is 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,6 +41,13 @@ class Router:
     rows: Tensor
     prototypes: Tensor
 
+    @classmethod
+    def of(cls, held: Sequence[int], fingerprints: Tensor) -> Router:
+        """From the rows of some slots and their ``fingerprints [S, d]``."""
+        owner = torch.tensor(held)
+        rows = torch.unique(owner)
+        return cls(rows, torch.stack([fingerprints[owner == row].double().mean(0).float() for row in rows.tolist()]))
+
     def __call__(self, look: Tensor) -> Tensor:
         """The row with the nearest prototype (Euclidean) for each of the inputs ``look [n, d]``: ``[n]``."""
         distance = torch.cdist(look.double(), self.prototypes.double(), compute_mode="donot_use_mm_for_euclid_dist")
@@ -64,18 +70,14 @@ def router_of(built: Built, hub: Hub) -> Router | None:
     past = recall(hub.memory)
     if past.fingerprint is None or built.program.client.fingerprint != "states":
         return None
-    held = torch.tensor([hub.row_of(slot) for slot in past.slots])
-    rows = torch.unique(held)
-    return Router(rows, torch.stack([past.fingerprint[held == row].double().mean(0).float() for row in rows.tolist()]))
+    return Router.of([hub.row_of(slot) for slot in past.slots], past.fingerprint)
 
 
 def ask(built: Built, hub: Hub) -> Router:
     """From mean hidden states that all slots that took part send now, of the examples that a newcomer would look at."""
-    look, engine, own = Fingerprint(built.base), built.engine, defaultdict(list)
-    for slot, row in sorted(hub.table.items()):
-        own[row].append(look.of(engine.sampler.some(slot, built.view.data(slot, hub.step), look.examples), {}).double())
-    rows = sorted(own)
-    return Router(torch.tensor(rows), torch.stack([torch.stack(own[row]).mean(0).float() for row in rows]))
+    look, some = Fingerprint(built.base), built.engine.sampler.some
+    found = [look.of(some(slot, built.view.data(slot, hub.step), look.examples), {}) for slot in sorted(hub.table)]
+    return Router.of([hub.table[slot] for slot in sorted(hub.table)], torch.stack(found))
 
 
 def route(run: Path) -> dict[str, Any]:
