@@ -126,8 +126,12 @@ def rebase(updates: Updates, hub: Hub, group: Tensor) -> dict[str, Tensor]:
     """Express every delta from its (new) row: ``delta + start - bank[row]``; exactly ``delta`` where the row did not change."""
 
     def from_row(delta: Tensor, start: Tensor, bank: Tensor) -> Tensor:
-        moved = start.double() - bank[group].double()
-        return (delta.double() + moved).to(delta.dtype)
+        there = bank[group]
+        moved = start.ne(there).reshape(len(group), -1).any(1)
+        if not bool(moved.any()):  # mostly: only the moved rows are worth a copy in float64
+            return delta
+        shift = start[moved].double() - there[moved].double()
+        return delta.index_put((moved,), (delta[moved].double() + shift).to(delta.dtype))
 
     return tree.map_leaves(from_row, updates.delta, updates.start, tree.select(hub.bank, updates.delta))
 

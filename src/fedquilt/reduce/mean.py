@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from fedquilt import tree
 from fedquilt.types import Stack, Updates
 
 Weighting = Literal["samples", "uniform"]
+
+ROWS, COLUMNS = 32, 8192  # of a block: 2 MB in float64
 
 
 class Reduce(Protocol):
@@ -53,23 +57,68 @@ class mean:
 
     def __call__(self, updates: Updates, group: Tensor, rows: int) -> tuple[Stack, Tensor]:
         weight = torch.ones_like(updates.weight) if self.weighting == "uniform" else updates.weight
-        touched = torch.bincount(group, minlength=rows) > 0
-        out = {}
-        for key in sorted(updates.delta):
-            delta = updates.delta[key]
-            share = weight.view(-1, *[1] * (delta.dim() - 1)).double()
-            if key in self.trained_only:
-                changed = delta.flatten(2).ne(0).any(2) if delta.dim() > 2 else delta.ne(0)
-                share = share * changed.view(*changed.shape, *[1] * (delta.dim() - changed.dim()))
-            total = _sums(share * delta.double(), group, rows)
-            mass = _sums(share, group, rows)
-            out[key] = torch.where(mass > 0, total / mass.clamp(min=torch.finfo(torch.float64).tiny), 0.0).to(delta.dtype)
-        return out, touched
+        whole = tree.select(updates.delta, [key for key in updates.delta if key not in self.trained_only])
+        out = means(whole, weight, group, rows)
+        for key in set(updates.delta) - set(whole):
+            out[key] = _heads_apart(updates.delta[key], weight, group, rows)
+        return dict(sorted(out.items())), torch.bincount(group, minlength=rows) > 0
 
 
-def _sums(values: Tensor, group: Tensor, rows: int) -> Tensor:
-    """Sum per group, one contributor after the other: index_add's own order is not promised on every device."""
-    out = values.new_zeros((rows, *values.shape[1:]))
-    for index, row in enumerate(group.tolist()):
-        out[row] += values[index]
-    return out
+def _heads_apart(delta: Tensor, weight: Tensor, group: Tensor, rows: int) -> Tensor:
+    """Every head ``[n, heads, ...]`` as a contributor of its own, to a group of its own, if it changed."""
+    n, heads = delta.shape[:2]
+    each = delta.reshape(n * heads, -1)
+    share = weight.repeat_interleave(heads) * each.ne(0).any(1)
+    where = (group[:, None] * heads + torch.arange(heads)).flatten()
+    return means({"": each}, share, where, rows * heads)[""].reshape(rows, *delta.shape[1:])
+
+
+def means(stack: Stack, weight: Tensor, group: Tensor, rows: int) -> dict[str, Tensor]:
+    """Weighted mean ``[rows, ...]`` of ``stack [n, ...]`` per group; 0 where nothing weighs.
+
+    A block of contributors and columns at a time, so that the float64 copies stay in the cache. On a CPU ``index_add_`` adds one
+    contributor after the other, so neither blocks nor threads change a bit of the sums.
+    """
+    n = len(group)
+    flat = {key: stack[key].reshape(n, -1) for key in stack}
+    out = {key: x.new_empty(rows, x.shape[1]) for key, x in flat.items()}
+    mass = weight.new_zeros(rows).index_add_(0, group, weight).clamp_(min=torch.finfo(torch.float64).tiny)[:, None]
+    total, wide = weight.new_empty(rows, COLUMNS), weight.new_empty(min(n, ROWS), COLUMNS)
+    for pieces in _blocks({key: x.shape[1] for key, x in flat.items()}):
+        width = pieces[-1].to
+        sums = total[:, :width].zero_()
+        for above in range(0, n, ROWS):
+            some = slice(above, above + ROWS)
+            block = wide[: len(group[some]), :width]
+            for key, cut, at, to in pieces:
+                block[:, at:to].copy_(flat[key][some, cut : cut + to - at])
+            sums.index_add_(0, group[some], block.mul_(weight[some, None]))
+        sums.div_(mass)
+        for key, cut, at, to in pieces:
+            out[key][:, cut : cut + to - at] = sums[:, at:to]
+    return {key: x.reshape(rows, *stack[key].shape[1:]) for key, x in out.items()}
+
+
+class _Piece(NamedTuple):
+    """Columns of a leaf from ``cut`` on are the columns ``at`` to ``to`` of a block."""
+
+    key: str
+    cut: int
+    at: int
+    to: int
+
+
+def _blocks(widths: Mapping[str, int]) -> Iterator[list[_Piece]]:
+    """All leaves beside each other, ``COLUMNS`` at a time."""
+    pieces: list[_Piece] = []
+    for key, width in widths.items():
+        cut = 0
+        while cut < width:
+            at = pieces[-1].to if pieces else 0
+            pieces.append(_Piece(key, cut, at, min(at + width - cut, COLUMNS)))
+            cut += pieces[-1].to - at
+            if pieces[-1].to == COLUMNS:
+                yield pieces
+                pieces = []
+    if pieces:
+        yield pieces
