@@ -17,7 +17,7 @@ from plotly.graph_objects import Figure as PlotlyFigure
 
 from fedquilt.errors import ConfigError, StateError
 from fedquilt.report import palette, radar
-from fedquilt.report.compare import compare, compare_panels, load_runs
+from fedquilt.report.compare import BEFORE, compare, compare_panels, load_runs
 from fedquilt.report.panel import Panel
 
 FEDIT = {"name": "glue-fedit", "method": "fedit", "clustered": False}
@@ -115,6 +115,25 @@ def test_the_circle_shows_the_means_per_task_and_closes(panels: dict[str, Panel]
     for name, line in around.items():
         assert dict(zip(line["theta"], line["r"], strict=False)) == dict(zip(across[name]["y"], across[name]["x"], strict=True))
         assert (line["theta"][0], line["r"][0]) == (line["theta"][-1], line["r"][-1])
+
+
+def test_what_the_model_scored_before_training_stands_beside_the_runs(
+    panels: dict[str, Panel], paths: list[Path], tmp_path: Path
+) -> None:
+    starts = [run.evals[0].tasks for run in load_runs(paths[:2])]  # the first configuration's seeds
+    shown = dict(zip(lines(panels["score-per-task"])[BEFORE]["y"], lines(panels["score-per-task"])[BEFORE]["x"], strict=True))
+    assert shown == {task: pytest.approx(statistics.fmean(tasks[task].slot_mean for tasks in starts)) for task in shown}
+
+    late = write_run(tmp_path / "late", Fake(seed=5))
+    text = (late / "evals.jsonl").read_text().splitlines(keepends=True)
+    (late / "evals.jsonl").write_text("".join(text[1:]))
+    other = write_run(tmp_path / "other", Fake(seed=6))
+    config = (other / "config.toml").read_text()
+    (other / "config.toml").write_text(config.replace("[model]", "[model]\nrevision = 'another'"))
+    assert "[model]" in config
+    for path in (late, other):
+        circle = next(panel for panel in compare_panels(load_runs([paths[0], path])) if panel.slug == "radar")
+        assert BEFORE not in lines(circle)
 
 
 def test_in_the_circle_better_is_further_out() -> None:

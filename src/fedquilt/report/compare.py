@@ -21,6 +21,7 @@ from fedquilt.report.table import COST_COLUMNS, Cell, Group, Spread, Table, grou
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+BEFORE = "before training"
 Measure = Callable[[Evaluation], float | None]
 
 
@@ -173,9 +174,14 @@ def _sent(group: Group, number: int) -> float | None:
 
 
 def _task_scores(groups: Sequence[Group]) -> tuple[list[str], dict[str, list[Cell]]]:
-    """Tasks, and each group's score of every one of them."""
-    tasks = sorted({task for group in groups for run in group.runs for task in run.tasks})
-    return tasks, {group.label: [_task(group, task) for task in tasks] for group in groups}
+    """Tasks, and each group's score of every one; last what the model scored before training, if all runs say so of one model."""
+    runs = [run for group in groups for run in group.runs]
+    tasks = sorted({task for run in runs for task in run.tasks})
+    found = {group.label: [_task(group, task, -1) for task in tasks] for group in groups}
+    model = groups[0].runs[0].config.get("model")
+    if all(run.evals and run.evals[0].round == 0 and run.config.get("model") == model for run in runs):
+        found[BEFORE] = [_task(groups[0], task, 0) for task in tasks]
+    return tasks, found
 
 
 def _per_task(tasks: list[str], found: dict[str, list[Cell]], runs: Sequence[RunData]) -> Panel:
@@ -193,9 +199,9 @@ def _per_task(tasks: list[str], found: dict[str, list[Cell]], runs: Sequence[Run
     )
 
 
-def _task(group: Group, task: str) -> Cell:
-    lasts = [run.evals[-1].tasks.get(task) for run in group.runs if run.evals]
-    return spread(score.slot_mean if score else None for score in lasts)
+def _task(group: Group, task: str, which: int) -> Cell:
+    scores = [run.evals[which].tasks.get(task) for run in group.runs if run.evals]
+    return spread(score.slot_mean if score else None for score in scores)
 
 
 def _dots(label: str, place: int, tasks: list[str], cells: list[Cell]) -> dict[str, Any]:
