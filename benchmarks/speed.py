@@ -1,14 +1,22 @@
-"""Ours against a plain peft loop, side by side in one process.
+"""Training steps of ours against plain loops, side by side in one process on the same rows.
 
-The plain loop is how the public FL-TAC code trains: one adapter after the other, every batch padded to 128 tokens, peft's model
-in training mode, torch's AdamW, ``loss.item()``. Ours is the vectorised engine's step on the same rows: packed, many adapters in
-one pass. Both start from the same adapters, use the same batches, and have the same dropout probabilities (in one setting none).
+    python benchmarks/speed.py [glue bert-base images dolly] [--laps 5] [--threads 1] [--rank 1] [--slots 5] [--rows 32] [--steps 2]
+                               [--dropout 0 0.1] [--data FOLDER]
 
-    python benchmarks/speed.py [--laps 5] [--threads 1] [--rank 1] [--slots 5] [--rows 32] [--data FOLDER]
+glue: all-MiniLM-L6-v2 on the five GLUE tasks of the FL-TAC paper; bert-base: a random model of BERT-base's shape on the same
+texts; images: a ViT-S/14 on CIFAR-10 and CIFAR-100; dolly: SmolLM2-135M on Dolly's eight categories. Every slot holds one task.
 
-Prints microseconds per real token, medians over laps, and the ratio. Lap by lap the two alternate, so that other load on the
-machine hits both. Token lengths are those of real GLUE rows if ``--data`` (or $FEDQUILT_DATA, or ../shared/data) has them;
-otherwise random ids with lengths of the same means (13, 53, 30, 50, 67), which is printed.
+- shipped: how the public FL-TAC code trains. One adapter after the other, every text padded to 128 tokens (Dolly: 512), peft's
+  model in training mode as it comes, a new AdamW for every adapter, ``loss.item()`` in every step.
+- padded to the batch: the same, padded to the longest text of the batch.
+- pooled: the same loop with one adapter on all rows together (centralised training), shuffled, or sorted by length.
+- sequential, vectorised: our engines. bfloat16: vectorised with ``model.precision = "bfloat16"``.
+
+A lap trains every slot from the same start on rows of its own; lap by lap the variants alternate, so that other load on the
+machine hits all of them. All have the same rows and dropout probabilities, and without dropout their losses must agree.
+Milliseconds per sample, medians over the laps. For BERT's shape also: the share of the measured peak of float32 products (the best
+of 2,048 x 2,048 in every lap) that a vectorised step reaches, where only what must be multiplied counts: real tokens, no gradients
+of frozen weights, and of the last layer what the head reads.
 """
 
 from __future__ import annotations
@@ -17,148 +25,284 @@ import argparse
 import copy
 import os
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from fedquilt import tree
-from fedquilt.adapters.base import Adapter
-from fedquilt.adapters.lora import lora
-from fedquilt.local import adamw
-from fedquilt.models.loading import Base, ModelConfig, load
-from fedquilt.models.packed_bert import PackedBert
-from fedquilt.types import Batch
+from fedquilt.data.view import SlotData
+from fedquilt.engine.base import Work
+from fedquilt.engine.sequential import SequentialEngine
+from fedquilt.models.loss import row_losses
+from fedquilt.models.network import network
+from fedquilt.models.padded import pad
+from fedquilt.models.vision import options, pixels
+from fedquilt.rng import numpy_generator
+from fedquilt.runs.build import Built, build
+from fedquilt.runs.config import load_config
+from fedquilt.types import Batch, Job, Round, Slot, State
 
-GLUE = {"sst2": ("sentence",), "mrpc": ("sentence1", "sentence2"), "qqp": ("question1", "question2"),
-        "qnli": ("question", "sentence"), "rte": ("sentence1", "sentence2")}  # fmt: skip
-MEANS = (13, 53, 30, 50, 67)
-LR = 5e-4
+CONFIGS = Path(__file__).parents[1] / "configs"
+SHIPPED, BATCH, POOLED, GROUPED = "shipped", "padded to the batch", "pooled, shuffled", "pooled, sorted by length"
+SEQUENTIAL, VECTORISED, HALF = "fedquilt, sequential", "fedquilt, vectorised", "fedquilt, vectorised, bfloat16"
+NEAR, NEAR_HALF = 2e-3, 5e-2  # losses of a lap's second step have gone through AdamW, which blows rounding up
 
 
-def rows_of(base: Base, folder: Path | None, slots: int, rows: int, lap: int) -> list[Batch]:
-    """One batch per slot; slot i holds rows of GLUE task i mod 5."""
-    stream = torch.Generator().manual_seed(lap)
-    out = []
-    for slot in range(slots):
-        if folder is None:
-            lengths = (torch.randn(rows, generator=stream) * 0.4 * MEANS[slot % 5] + MEANS[slot % 5]).round().long().clamp(4, 128)
-            tokens = [torch.randint(1000, 20000, (int(n),), generator=stream) for n in lengths]
-        else:
-            import pyarrow.parquet as parquet
+@dataclass(frozen=True)
+class Workload:
+    """A configuration, and the length that the shipped loop pads to."""
 
-            name = list(GLUE)[slot % 5]
-            table = parquet.read_table(folder / f"glue_{name}" / "train.parquet")
-            index = torch.randperm(table.num_rows, generator=stream)[:rows].tolist()
-            texts = [[table[column][i].as_py() for i in index] for column in GLUE[name]]
-            tokens = [torch.tensor(ids) for ids in base.tokenizer(*texts, truncation=True, max_length=128)["input_ids"]]
-        n = len(tokens)
-        out.append(
-            Batch(
-                tokens=torch.cat(tokens),
-                types=torch.zeros(sum(map(len, tokens)), dtype=torch.long),
-                lengths=torch.tensor([len(t) for t in tokens]),
-                labels=torch.randint(0, 2, (n,), generator=stream).double(),
-                classes=torch.full((n,), 2),
-                owner=torch.full((n,), slot),
-                head=torch.zeros(n, dtype=torch.long),
-                keys=torch.randint(2**62, (n,), generator=stream),
-            )
+    config: str
+    pad_to: int | None = None
+
+
+WORKLOADS = {
+    "glue": Workload("glue/fltac.toml", 128),
+    "bert-base": Workload("glue/fltac.toml", 128),
+    "images": Workload("cifar/fltac.toml"),
+    "dolly": Workload("dolly/fltac.toml", 512),
+}
+Train = Callable[[list[Work]], list[float]]  # one lap; the mean loss of every slot, or of every batch of all slots together
+
+
+class Loop:
+    """peft's model, one adapter after the other."""
+
+    def __init__(self, built: Built, pad_to: int | None) -> None:
+        from peft import LoraConfig, get_peft_model
+
+        spec, self.built, self.pad_to = built.adapter.spec, built, pad_to
+        config = LoraConfig(
+            r=spec.rank,
+            lora_alpha=round(spec.scale * spec.rank),
+            lora_dropout=built.adapter.dropout,
+            target_modules=list(built.adapter.modules),
+            modules_to_save=list(built.base.head) or None,
         )
-    return out
+        self.model: Any = get_peft_model(copy.deepcopy(built.base.model), config).train()
 
+    def slots(self, works: list[Work]) -> list[float]:
+        """Every slot with its own rows."""
+        return [self.train(batches(self.built, work)) for work in works]
 
-def ours(base: Base, adapter: Adapter, slots: int) -> Callable[[list[Batch]], None]:
-    """One vectorised step of all slots."""
-    model, local = PackedBert(base, adapter), adamw(LR, steps=1)
-    state = {"x": tree.stack([adapter.init] * slots)}
-    state["moments"] = local.init(state["x"])
+    def pooled(self, works: list[Work], *, sort: bool) -> list[float]:
+        """One adapter on the rows of all slots, in as many batches."""
+        parts = [batch for work in works for batch in batches(self.built, work)]
+        rows = Batch.cat(parts)
+        order = torch.sort(rows.lengths).indices if sort else torch.randperm(len(rows))
+        return [self.train([rows.pick(index) for index in order.split(len(parts[0]))])]
 
-    def step(batches: list[Batch]) -> None:
-        leaves = {key: tensor.detach().requires_grad_() for key, tensor in state["x"].items()}
-        losses = model.losses(leaves, Batch.cat(batches))
-        grads = torch.autograd.grad(losses.sum(), list(leaves.values()))
-        everyone = torch.ones(slots, dtype=torch.bool)
-        named = dict(zip(leaves, grads, strict=True))
-        state["x"], state["moments"] = local.step(state["x"], named, state["moments"], LR, everyone)
-
-    return step
-
-
-def plain(base: Base, adapter: Adapter, dropout: float, pad_to: int | None) -> Callable[[list[Batch]], None]:
-    """One step per slot of a plain peft model; ``pad_to=None`` pads to the longest row of the batch instead."""
-    from peft import LoraConfig, get_peft_model
-
-    model = copy.deepcopy(base.model)
-    config = LoraConfig(
-        r=adapter.spec.rank, lora_alpha=16, lora_dropout=dropout / 2, target_modules=["query", "value"], task_type="SEQ_CLS"
-    )
-    model = get_peft_model(model, config).train()
-    model.config._attn_implementation = "sdpa"
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LR)
-
-    def step(batches: list[Batch]) -> None:
-        for batch in batches:
-            ids, mask = padded(batch, pad_to)
-            loss = model(input_ids=ids, attention_mask=mask, labels=batch.labels.long()).loss
+    def train(self, found: list[Batch]) -> float:
+        """The adapter from its start on; mean loss."""
+        self._reset(self.built.adapter.init)
+        mine = [x for x in self.model.parameters() if x.requires_grad]
+        optimiser = torch.optim.AdamW(mine, lr=self.built.method.local.lr, weight_decay=self.built.method.local.weight_decay)
+        losses = []
+        for batch in found:
+            loss = self._loss(batch)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-            loss.item()
+            losses.append(loss.item())
+        return sum(losses) / len(losses)
 
-    return step
+    def _reset(self, state: State) -> None:
+        inner = self.model.base_model.model
+        with torch.no_grad():
+            for key, value in state.items():
+                module, _, leaf = key.rpartition("/")
+                if leaf.startswith("head."):
+                    inner.get_submodule(module).modules_to_save["default"].get_parameter(leaf.removeprefix("head.")).copy_(value)
+                else:
+                    getattr(inner.get_submodule(module), leaf)["default"].weight.copy_(value)
+
+    def _loss(self, batch: Batch) -> Tensor:
+        base = self.built.base
+        if batch.pixels is not None:
+            seen = pixels(batch, base.transform, base.dtype)
+            logits = self.model(pixel_values=seen, **options(base.model)).logits
+            return row_losses(logits, batch.labels, batch.classes).mean()
+        ids, types, mask = wide(*pad(batch, 0), self.pad_to)
+        if base.head:
+            logits = self.model(input_ids=ids, token_type_ids=types, attention_mask=mask.long()).logits
+            return row_losses(logits, batch.labels, batch.classes).mean()
+        logits = self.model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits
+        wanted = ids.where((types == 1) & mask, -100)[:, 1:]
+        losses = F.cross_entropy(logits[:, :-1].flatten(0, 1), wanted.flatten(), reduction="none").view(wanted.shape)
+        return (losses.sum(1) / (wanted >= 0).sum(1)).mean()
 
 
-def padded(batch: Batch, pad_to: int | None) -> tuple[Tensor, Tensor]:
-    width = pad_to or int(batch.lengths.max())
-    mask = torch.arange(width) < batch.lengths[:, None]
-    ids = torch.zeros(mask.shape, dtype=torch.long)
-    ids[mask] = batch.tokens
-    return ids, mask.long()
+def wide(ids: Tensor, types: Tensor, mask: Tensor, width: int | None) -> tuple[Tensor, ...]:
+    """Padded on to ``width``."""
+    more = max(0, (width or 0) - ids.shape[1])
+    return tuple(F.pad(x, (0, more)) for x in (ids, types, mask))
 
 
-def measure(arguments: argparse.Namespace, folder: Path | None, dropout: float) -> None:
-    base = load(ModelConfig(name=arguments.model, dropout=dropout), classes=2, seed=0)
-    adapter = lora(base, seed=0, rank=arguments.rank, dropout=dropout / 2)
-    variants = {
-        "plain peft loop, padded to 128": plain(base, adapter, dropout, 128),
-        "plain peft loop, padded to the batch": plain(base, adapter, dropout, None),
-        "fedquilt, vectorised": ours(base, adapter, arguments.slots),
-    }
-    times: dict[str, list[float]] = {name: [] for name in variants}
+def batches(built: Built, work: Work) -> list[Batch]:
+    """The batches that our engines draw for this work."""
+    return list(built.engine.sampler.batches(work.job, work.data, work.steps, built.engine.heads))
+
+
+def works(built: Built, slots: int, rows: int, steps: int, lap: int) -> list[Work]:
+    """One slot after the other with rows of one task."""
+    out, names = [], sorted(built.tasks)
+    for number in range(slots):
+        name = names[number % len(names)]
+        train = built.tasks[name].train
+        usable = train.usable(numpy_generator(lap, number).permutation(len(train)))[: rows * steps]
+        job = Job(Slot(number, 0), 0, Round(1 + lap, 0))
+        out.append(Work(job, SlotData(((name, usable),)), built.adapter.init, None, steps, {}))
+    return out
+
+
+def prepare(name: str, arguments: argparse.Namespace, dropout: float, precision: str, folder: Path) -> Built:
+    """Model, tasks and engine of a workload."""
+    sets = [f"model.precision={precision}", f"model.dropout={dropout}", f"adapter.dropout={dropout / 2}"]
+    sets += [f"adapter.rank={arguments.rank}", f"method.batch={arguments.rows}", "method.schedule=constant", "partition.clients=10"]
+    if name == "bert-base":
+        sets.append(f"model.name={bert_base(folder)}")
+    built = build(load_config(CONFIGS / WORKLOADS[name].config, sets))
+    torch.set_num_threads(arguments.threads)
+    return built
+
+
+def bert_base(folder: Path) -> Path:
+    """A random model of BERT-base's shape with MiniLM's tokenizer."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    from fedquilt.models.loading import ModelConfig, load
+
+    path = folder / "bert-base"
+    if not path.exists():
+        torch.manual_seed(0)
+        BertForSequenceClassification(BertConfig()).save_pretrained(path)
+        load(ModelConfig(), classes=2, seed=0).tokenizer.save_pretrained(path)
+    return path
+
+
+def variants(name: str, built: Built, half: Built | None) -> dict[str, Train]:
+    """What is compared, the slowest first."""
+    pad_to, loop = WORKLOADS[name].pad_to, Loop(built, None)
+    slow = SequentialEngine(
+        built.view, built.adapter.spec, built.program.client, network(built.base, built.adapter, packed=False), built.config.seed
+    )
+    out: dict[str, Train] = {SHIPPED: Loop(built, pad_to).slots} if pad_to else {}
+    out |= {BATCH: loop.slots} if pad_to else {SHIPPED: loop.slots}
+    out |= {POOLED: lambda given: loop.pooled(given, sort=False)}
+    out |= {GROUPED: lambda given: loop.pooled(given, sort=True)} if pad_to else {}
+    out |= {SEQUENTIAL: lambda given: [done.loss for done in slow.train(given)]}
+    out |= {VECTORISED: lambda given: [done.loss for done in built.engine.train(given)]}
+    return out | ({HALF: lambda given: [done.loss for done in half.engine.train(given)]} if half else {})
+
+
+def measure(name: str, arguments: argparse.Namespace, dropout: float, folder: Path) -> None:
+    """One table."""
+    built = prepare(name, arguments, dropout, "float32", folder)
+    half = None if arguments.no_half else prepare(name, arguments, dropout, "bfloat16", folder)
+    ways = variants(name, built, half)
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    shares = []
     for lap in range(arguments.laps + 1):
-        batches = rows_of(base, folder, arguments.slots, arguments.rows, lap)
-        tokens = sum(len(batch.tokens) for batch in batches)
-        for name, step in variants.items():
+        given, losses, spent = works(built, arguments.slots, arguments.rows, arguments.steps, lap), {}, {}
+        for way, train in ways.items():
             begin = time.perf_counter()
-            step(batches)
-            if lap:  # the first lap warms up
-                times[name].append((time.perf_counter() - begin) / tokens * 1e6)
-    slowest = statistics.median(times["plain peft loop, padded to 128"])
-    print(f"\ndropout {dropout} in the model, {dropout / 2} on LoRA; last lap {tokens} real tokens")
-    for name, values in times.items():
-        middle = statistics.median(values)
-        print(f"  {name:38s} {middle:8.0f} us/token   {slowest / middle:5.2f} x   (min {min(values):.0f}, max {max(values):.0f})")
+            losses[way] = train(given)
+            spent[way] = time.perf_counter() - begin
+        if not dropout:
+            agree(losses)
+        if lap:  # the first lap warms up
+            for way in ways:
+                seconds[way].append(spent[way])
+            shares.append(needed(built, given) / spent[VECTORISED] / peak())
+    samples = sum(len(batch) for work in given for batch in batches(built, work))
+    show(seconds, samples)
+    if name in ("glue", "bert-base"):
+        print(f"\nShare of the peak of float32 products: {statistics.median(shares):.0%}")
+
+
+def agree(losses: Mapping[str, list[float]]) -> None:
+    """Every variant that trains slot by slot must have found the same losses; trained together they are others.
+
+    Raises:
+        ValueError: they have not.
+    """
+    truth = torch.tensor(losses[SEQUENTIAL])
+    for way, found in losses.items():
+        if way in (POOLED, GROUPED):
+            continue
+        apart = float((torch.tensor(found) - truth).abs().max())
+        if apart > (NEAR_HALF if way == HALF else NEAR):
+            raise ValueError(f"{way}: losses {found}, want {truth.tolist()}")
+
+
+def needed(built: Built, given: list[Work]) -> float:
+    """Floating-point operations that a step of an encoder of BERT's shape cannot do without."""
+    config = built.base.model.config
+    d, wide, layers = config.hidden_size, getattr(config, "intermediate_size", 0), config.num_hidden_layers
+    total = 0.0
+    for work in given:
+        for batch in batches(built, work):
+            lengths = batch.lengths.double()
+            tokens, pairs, n = float(lengths.sum()), float(lengths.square().sum()), len(batch)
+            maps, mlp = 2.0 * d * d, 4.0 * d * wide  # one map, both maps of the feed-forward, per token
+            middle = tokens * (4 * maps + mlp) + 4 * pairs * d  # forward of a whole layer
+            last = tokens * 2 * maps + n * (2 * maps + mlp) + 4 * tokens * d
+            # Backwards: frozen maps cost as much as forwards, attention twice; the first layer's input needs no gradient.
+            back = middle + 4 * pairs * d
+            total += (layers - 1) * (middle + back) - 3 * tokens * maps + 2 * last + 4 * tokens * d
+    return total
+
+
+def peak() -> float:
+    """Operations per second of a large float32 product."""
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    best = float("inf")
+    for _ in range(3):
+        begin = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - begin)
+    return 2.0 * 2048**3 / best
+
+
+def show(seconds: Mapping[str, list[float]], samples: int) -> None:
+    """Medians over the laps; ratios of the medians."""
+    slowest = statistics.median(seconds[SHIPPED])
+    print("| variant | ms per sample | fastest, slowest lap | shipped over it |\n|---|---|---|---|")
+    for way, laps in seconds.items():
+        middle, low, high = (1000 * x / samples for x in (statistics.median(laps), min(laps), max(laps)))
+        print(f"| {way} | {middle:.2f} | {low:.2f}, {high:.2f} | {slowest / statistics.median(laps):.2f} |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "workloads", nargs="*", default=["glue"], metavar="WORKLOAD", help=f"of {', '.join(WORKLOADS)}; default: glue"
+    )
     parser.add_argument("--laps", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rank", type=int, default=1)
     parser.add_argument("--slots", type=int, default=5)
     parser.add_argument("--rows", type=int, default=32)
-    parser.add_argument("--model", default="asset:minilm")
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--dropout", type=float, nargs="+", default=[0.0, 0.1], help="of the model; half of it on LoRA's inputs")
+    parser.add_argument("--no-half", action="store_true", help="leave bfloat16 out")
     parser.add_argument("--data", default=os.environ.get("FEDQUILT_DATA", str(Path(__file__).parents[2] / "shared" / "data")))
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    folder = Path(arguments.data) if Path(arguments.data, "glue_sst2").is_dir() else None
-    print(f"{arguments.model}, rank {arguments.rank}, {arguments.slots} x {arguments.rows} rows, {arguments.threads} threads")
-    print(f"{arguments.laps} laps, rows: {'real GLUE' if folder else 'random ids of GLUE-like lengths'}")
-    for dropout in (0.0, 0.1):
-        measure(arguments, folder, dropout)
+    if unknown := set(arguments.workloads) - set(WORKLOADS):
+        parser.error(f"{', '.join(sorted(unknown))}: not among {', '.join(WORKLOADS)}")
+    os.environ["FEDQUILT_DATA"] = arguments.data
+    with tempfile.TemporaryDirectory() as folder:
+        for name in arguments.workloads:
+            for dropout in arguments.dropout:
+                shape = f"{arguments.slots} slots, {arguments.steps} steps of {arguments.rows} rows"
+                print(f"\n{name}, rank {arguments.rank}, dropout {dropout}: {shape}, {arguments.threads} threads\n", flush=True)
+                measure(name, arguments, dropout, Path(folder))
 
 
 if __name__ == "__main__":
