@@ -4,7 +4,7 @@
 
 GB of uploads a second in one thread, medians of interleaved laps, for adapters of three sizes: reading them once (their plain sum,
 what memory gives), ``reduce.mean`` (float64, always the same bits), one float32 product of matrices (rounded in float32), and a
-loop that adds state dicts tensor after tensor, as public FL-TAC code does.
+loop that adds state dicts tensor after tensor, as public FL-TAC code does. The smallest uploads fit the processor's cache.
 """
 
 from __future__ import annotations

@@ -91,6 +91,7 @@ def test_rebase_leaves_a_delta_whose_row_stays_bit_for_bit() -> None:
     stays = rebase(updates, hub, torch.tensor([1, 1]))
     assert tree.equal(stays, updates.delta)
     moved = rebase(updates, hub, torch.tensor([0, 1]))
+    assert tree.equal(tree.row(moved, 1), tree.row(updates.delta, 1))
     whole = {key: (x + tree.row(hub.bank, 0)[key].double()) for key, x in tree.row(moved, 0).items()}
     sent = {key: x.double() + hub.bank[key][1].double() for key, x in tree.row(updates.delta, 0).items()}
     assert tree.max_difference(whole, sent) < 1e-6

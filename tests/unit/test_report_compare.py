@@ -120,9 +120,10 @@ def test_the_circle_shows_the_means_per_task_and_closes(panels: dict[str, Panel]
 def test_what_the_model_scored_before_training_stands_beside_the_runs(
     panels: dict[str, Panel], paths: list[Path], tmp_path: Path
 ) -> None:
-    starts = [run.evals[0].tasks for run in load_runs(paths[:2])]  # the first configuration's seeds
+    runs = load_runs(paths)
     shown = dict(zip(lines(panels["score-per-task"])[BEFORE]["y"], lines(panels["score-per-task"])[BEFORE]["x"], strict=True))
-    assert shown == {task: pytest.approx(statistics.fmean(tasks[task].slot_mean for tasks in starts)) for task in shown}
+    starts = {task: [run.evals[0].tasks[task].slot_mean for run in runs] for task in runs[0].tasks}
+    assert shown == {task: pytest.approx(statistics.fmean(scores)) for task, scores in starts.items()}
 
     late = write_run(tmp_path / "late", Fake(seed=5))
     text = (late / "evals.jsonl").read_text().splitlines(keepends=True)

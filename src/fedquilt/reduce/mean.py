@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple, Protocol
@@ -67,23 +68,24 @@ class mean:
 def _heads_apart(delta: Tensor, weight: Tensor, group: Tensor, rows: int) -> Tensor:
     """Every head ``[n, heads, ...]`` as a contributor of its own, to a group of its own, if it changed."""
     n, heads = delta.shape[:2]
-    each = delta.reshape(n * heads, -1)
+    each = delta.reshape(n * heads, math.prod(delta.shape[2:]))
     share = weight.repeat_interleave(heads) * each.ne(0).any(1)
     where = (group[:, None] * heads + torch.arange(heads)).flatten()
     return means({"": each}, share, where, rows * heads)[""].reshape(rows, *delta.shape[1:])
 
 
 def means(stack: Stack, weight: Tensor, group: Tensor, rows: int) -> dict[str, Tensor]:
-    """Weighted mean ``[rows, ...]`` of ``stack [n, ...]`` per group; 0 where nothing weighs.
+    """Weighted mean ``[rows, ...]`` of finite ``stack [n, ...]`` per group; 0 where nothing weighs.
 
     A block of contributors and columns at a time, so that the float64 copies stay in the cache. On a CPU ``index_add_`` adds one
     contributor after the other, so neither blocks nor threads change a bit of the sums.
     """
-    n = len(group)
-    flat = {key: stack[key].reshape(n, -1) for key in stack}
+    n, weight = len(group), weight.double()
+    flat = {key: x.reshape(n, math.prod(x.shape[1:])) for key, x in stack.items()}
     out = {key: x.new_empty(rows, x.shape[1]) for key, x in flat.items()}
     mass = weight.new_zeros(rows).index_add_(0, group, weight).clamp_(min=torch.finfo(torch.float64).tiny)[:, None]
-    total, wide = weight.new_empty(rows, COLUMNS), weight.new_empty(min(n, ROWS), COLUMNS)
+    columns = min(COLUMNS, sum(x.shape[1] for x in flat.values()))
+    total, wide = weight.new_empty(rows, columns), weight.new_empty(min(n, ROWS), columns)
     for pieces in _blocks({key: x.shape[1] for key, x in flat.items()}):
         width = pieces[-1].to
         sums = total[:, :width].zero_()

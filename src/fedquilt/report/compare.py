@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,10 +87,12 @@ def compare_panels(runs: Sequence[RunData]) -> tuple[Panel, ...]:
         "accuracy of rows against tasks",
     )
     tasks, found = _task_scores(groups)
-    middles = {label: [None if cell is None else _mean(cell) for cell in cells] for label, cells in found.items()}
+    middles = {label: [_mean_or_none(cell) for cell in cells] for label, cells in found.items()}
     ways = {run.primary(task) in LOWER_IS_BETTER for run in runs for task in run.tasks}
-    circle = radar.panel(tasks, middles, _label(runs), ways)
-    return (results, costs, scores, _against_bytes(groups, runs), _per_task(tasks, found, runs), circle, clusters)
+    beside = [_per_task(tasks, found, runs), radar.panel(tasks, middles, _label(runs), ways)]
+    if BEFORE in found:
+        beside = [replace(panel, text=f"{panel.text} {BEFORE}: the mean of all runs at the start.") for panel in beside]
+    return (results, costs, scores, _against_bytes(groups, runs), *beside, clusters)
 
 
 def better(runs: Sequence[RunData]) -> str:
@@ -117,6 +120,10 @@ def _curve(group: Group, measure: Measure) -> list[tuple[int, Cell]]:
 
 def _mean(cell: Cell) -> float:
     return cell.mean if isinstance(cell, Spread) else float(cell)  # type: ignore[arg-type]  # spread() of known values
+
+
+def _mean_or_none(cell: Cell) -> float | None:
+    return None if cell is None else _mean(cell)
 
 
 def _edge(cell: Cell, sign: int) -> float:
@@ -177,10 +184,9 @@ def _task_scores(groups: Sequence[Group]) -> tuple[list[str], dict[str, list[Cel
     """Tasks, and each group's score of every one; last what the model scored before training, if all runs say so of one model."""
     runs = [run for group in groups for run in group.runs]
     tasks = sorted({task for run in runs for task in run.tasks})
-    found = {group.label: [_task(group, task, -1) for task in tasks] for group in groups}
-    model = groups[0].runs[0].config.get("model")
-    if all(run.evals and run.evals[0].round == 0 and run.config.get("model") == model for run in runs):
-        found[BEFORE] = [_task(groups[0], task, 0) for task in tasks]
+    found = {group.label: [_task(group.runs, task, -1) for task in tasks] for group in groups}
+    if all(run.evals and run.evals[0].round == 0 and run.config.get("model") == runs[0].config.get("model") for run in runs):
+        found[BEFORE] = [_mean_or_none(_task(runs, task, 0)) for task in tasks]
     return tasks, found
 
 
@@ -199,8 +205,8 @@ def _per_task(tasks: list[str], found: dict[str, list[Cell]], runs: Sequence[Run
     )
 
 
-def _task(group: Group, task: str, which: int) -> Cell:
-    scores = [run.evals[which].tasks.get(task) for run in group.runs if run.evals]
+def _task(runs: Sequence[RunData], task: str, which: int) -> Cell:
+    scores = [run.evals[which].tasks.get(task) for run in runs if run.evals]
     return spread(score.slot_mean if score else None for score in scores)
 
 
