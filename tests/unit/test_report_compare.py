@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,21 @@ def test_in_the_circle_better_is_further_out() -> None:
         assert [low, high] == pytest.approx(ranges[lower])
     assert ranges[False] == pytest.approx([0.7, 4.3])
     assert ranges[True] == ranges[False][::-1]
+
+
+def test_long_names_do_not_run_into_the_circle() -> None:
+    names = [f"a task with a long name {place}" for place in range(8)]
+    picture = radar.panel(names, {"one": [1.0] * 8}, "", {False}).picture
+    assert picture is not None
+    figure = Figure(figsize=picture.inches, layout="constrained")
+    picture.draw(figure)
+    figure.draw_without_rendering()
+    ax = figure.axes[0]
+    (x, y), edge = ax.transAxes.transform((0.5, 0.5)), ax.transAxes.transform((1.0, 0.5))[0]
+    for label in ax.get_xticklabels():
+        box = label.get_window_extent()
+        near = (min(max(x, box.x0), box.x1) - x, min(max(y, box.y0), box.y1) - y)
+        assert math.hypot(*near) >= edge - x, label.get_text()
 
 
 def test_two_tasks_make_no_circle() -> None:

@@ -74,6 +74,9 @@ def _draw(figure: Figure, tasks: Sequence[str], scores: Scores, span: tuple[floa
         ax.plot([*angles, angles[0]], closed, label=name, linewidth=1.8, markersize=6, **style)
     ax.set_rlim(*span)
     ax.set_xticks(angles, tasks)
+    for text, angle in zip(ax.get_xticklabels(), angles, strict=True):  # names begin or end at the circle, not in it
+        side = math.sin(angle)
+        text.set_horizontalalignment("center" if abs(side) < 0.1 else "left" if side > 0 else "right")
     ax.grid(True, color=palette.GRID)
     ax.spines["polar"].set_color(palette.MUTED)
     ax.tick_params(colors=palette.INK)
