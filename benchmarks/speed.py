@@ -39,14 +39,15 @@ from torch.nn import functional as F
 from fedquilt.data.view import SlotData
 from fedquilt.engine.base import Work
 from fedquilt.engine.sequential import SequentialEngine
+from fedquilt.models.loading import ModelConfig, load
 from fedquilt.models.loss import row_losses
 from fedquilt.models.network import network
-from fedquilt.models.padded import pad, peft_config
+from fedquilt.models.padded import pad, parameter_name, with_lora
 from fedquilt.models.vision import options, pixels
 from fedquilt.rng import numpy_generator
-from fedquilt.runs.build import Built, build
+from fedquilt.runs.build import Built, assemble, build
 from fedquilt.runs.config import load_config
-from fedquilt.types import Batch, Job, Round, Slot, State
+from fedquilt.types import Batch, Job, Round, Slot
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SHIPPED, BATCH, POOLED, GROUPED = "shipped", "padded to the batch", "pooled, shuffled", "pooled, sorted by length"
@@ -77,15 +78,13 @@ class Loop:
     """peft's model, one adapter after the other."""
 
     def __init__(self, built: Built, pad_to: int | None) -> None:
-        from peft import get_peft_model
-
         self.built, self.pad_to = built, pad_to
         model = copy.deepcopy(built.base.model)
         model.set_attn_implementation("sdpa")  # transformers' own choice
         for module in model.modules():  # Llama and vision models take it from a number; ours from a module
             if hasattr(module, "attention_dropout") and hasattr(module, "dropout"):
                 module.attention_dropout = module.dropout.p
-        self.model: Any = get_peft_model(model, peft_config(built.base, built.adapter)).train()
+        self.model: Any = with_lora(model, built.base, built.adapter).train()
 
     def slots(self, works: list[Work]) -> list[float]:
         """Every slot with its own rows."""
@@ -100,7 +99,7 @@ class Loop:
 
     def train(self, found: list[Batch]) -> float:
         """The adapter from its start on; mean loss."""
-        self._reset(self.built.adapter.init)
+        self._reset()
         mine = [x for x in self.model.parameters() if x.requires_grad]
         optimiser = torch.optim.AdamW(mine, lr=self.built.method.local.lr, weight_decay=self.built.method.local.weight_decay)
         losses = []
@@ -112,15 +111,11 @@ class Loop:
             losses.append(loss.item())
         return sum(losses) / len(losses)
 
-    def _reset(self, state: State) -> None:
-        inner = self.model.base_model.model
+    def _reset(self) -> None:
+        adapter, base = self.built.adapter, self.built.base
         with torch.no_grad():
-            for key, value in state.items():
-                module, _, leaf = key.rpartition("/")
-                if leaf.startswith("head."):
-                    inner.get_submodule(module).modules_to_save["default"].get_parameter(leaf.removeprefix("head.")).copy_(value)
-                else:
-                    getattr(inner.get_submodule(module), leaf)["default"].weight.copy_(value)
+            for leaf in adapter.spec.leaves:
+                self.model.get_parameter(parameter_name(leaf.name, leaf.role, base, True)).copy_(adapter.init[leaf.name])
 
     def _loss(self, batch: Batch) -> Tensor:
         base = self.built.base
@@ -161,15 +156,20 @@ def works(built: Built, slots: int, rows: int, steps: int, lap: int) -> list[Wor
     return out
 
 
-def prepare(name: str, arguments: argparse.Namespace, dropout: float, precision: str, folder: Path) -> Built:
-    """Model, tasks and engine of a workload."""
+def prepare(name: str, arguments: argparse.Namespace, dropout: float, precision: str, folder: Path, before: Built | None) -> Built:
+    """Model, tasks and engine of a workload; the tasks of ``before`` if there is one."""
     sets = [f"model.precision={precision}", f"model.dropout={dropout}", f"adapter.dropout={dropout / 2}"]
     sets += [f"adapter.rank={arguments.rank}", f"method.batch={rows_of(name, arguments)}", "method.schedule=constant"]
     if WORKLOADS[name].pad_to:
         sets.append(f"model.max_length={WORKLOADS[name].pad_to}")
     if name == "bert-base":
         sets.append(f"model.name={bert_base(folder)}")
-    built = build(load_config(CONFIGS / WORKLOADS[name].config, sets))
+    config = load_config(CONFIGS / WORKLOADS[name].config, sets)
+    if before is None:
+        built = build(config)
+    else:
+        base = load(config.model, classes=max(task.classes for task in before.tasks.values()), seed=config.seed)
+        built = assemble(config, base, before.tasks, before.partition)
     torch.set_num_threads(arguments.threads)
     return built
 
@@ -182,8 +182,6 @@ def rows_of(name: str, arguments: argparse.Namespace) -> int:
 def bert_base(folder: Path) -> Path:
     """A random model of BERT-base's shape with MiniLM's tokenizer."""
     from transformers import BertConfig, BertForSequenceClassification
-
-    from fedquilt.models.loading import ModelConfig, load
 
     path = folder / "bert-base"
     if not path.exists():
@@ -208,10 +206,10 @@ def variants(name: str, built: Built, half: Built | None) -> dict[str, Train]:
     return out | ({HALF: lambda given: [done.loss for done in half.engine.train(given)]} if half else {})
 
 
-def measure(name: str, arguments: argparse.Namespace, dropout: float, folder: Path) -> None:
+def measure(name: str, arguments: argparse.Namespace, dropout: float, folder: Path, before: Built | None) -> Built:
     """One table."""
-    built = prepare(name, arguments, dropout, "float32", folder)
-    half = None if arguments.no_half else prepare(name, arguments, dropout, "bfloat16", folder)
+    built = prepare(name, arguments, dropout, "float32", folder, before)
+    half = None if arguments.no_half else prepare(name, arguments, dropout, "bfloat16", folder, built)
     ways = variants(name, built, half)
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     shares = []
@@ -231,6 +229,7 @@ def measure(name: str, arguments: argparse.Namespace, dropout: float, folder: Pa
     show(seconds, samples)
     if shares:
         print(f"\nShare of the peak of float32 products: {statistics.median(shares):.0%}")
+    return built
 
 
 def agree(losses: Mapping[str, list[float]]) -> None:
@@ -306,10 +305,11 @@ def main() -> None:
     os.environ["FEDQUILT_DATA"] = arguments.data
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.workloads:
+            built = None
             for dropout in arguments.dropout:
                 shape = f"{arguments.slots} slots, {arguments.steps} steps of {rows_of(name, arguments)} rows"
                 print(f"\n{name}, rank {arguments.rank}, dropout {dropout}: {shape}, {arguments.threads} threads\n", flush=True)
-                measure(name, arguments, dropout, Path(folder))
+                built = measure(name, arguments, dropout, Path(folder), built)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fedquilt import tree
 from fedquilt.method import ClientPlan
 from fedquilt.types import Job, Round, Slot, Spec, Stack
 
@@ -47,7 +48,7 @@ class Delivery:
     def stepped(self, before: Stack, after: Stack, number: int) -> None:
         """Note which leaves of which rows round ``number`` changed."""
         for name, x in after.items():
-            same = (x == before[name]).reshape(len(x), -1).all(1).tolist()
+            same = tree.as_matrix(x == before[name]).all(1).tolist()
             if not all(same):
                 rounds = self.changes.setdefault(name, [0] * len(same))
                 self.changes[name] = [last if kept else number for last, kept in zip(rounds, same, strict=True)]

@@ -7,7 +7,6 @@ Engines and clocks know only the :class:`Program`, so a method that does not fit
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -128,7 +127,7 @@ def rebase(updates: Updates, hub: Hub, group: Tensor) -> dict[str, Tensor]:
 
     def from_row(delta: Tensor, start: Tensor, bank: Tensor) -> Tensor:
         there = bank[group]
-        moved = start.ne(there).reshape(len(group), math.prod(start.shape[1:])).any(1)
+        moved = tree.as_matrix(start.ne(there)).any(1)
         if not bool(moved.any()):  # mostly: only the moved rows are worth a copy in float64
             return delta
         shift = start[moved].double() - there[moved].double()

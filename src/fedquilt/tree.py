@@ -6,6 +6,7 @@ are taken in the given order and in float64 (Trap: 50 arrival orders of 10 float
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
@@ -89,9 +90,14 @@ def flatten(tree: Tree, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.cat([tree[key].reshape(-1).to(dtype) for key in sorted(tree)])
 
 
+def as_matrix(leaf: Tensor) -> Tensor:
+    """One leaf of a stack as ``[n, numbers per row]``, also of no rows or no numbers."""
+    return leaf.reshape(leaf.shape[0], math.prod(leaf.shape[1:]))
+
+
 def flatten_rows(stacked: Tree, dtype: torch.dtype = torch.float64) -> Tensor:
     """A stack as a matrix ``[n, numbers per state]`` in sorted key order (copies)."""
-    return torch.cat([stacked[key].reshape(stacked[key].shape[0], -1).to(dtype) for key in sorted(stacked)], dim=1)
+    return torch.cat([as_matrix(stacked[key]).to(dtype) for key in sorted(stacked)], dim=1)
 
 
 def numel(tree: Tree) -> int:
@@ -101,7 +107,7 @@ def numel(tree: Tree) -> int:
 
 def norm_rows(stacked: Tree) -> Tensor:
     """L2 norm of every row over all leaves together, float64 ``[n]``."""
-    return torch.stack([x.reshape(x.shape[0], -1).double().square().sum(1) for x in stacked.values()]).sum(0).sqrt()
+    return torch.stack([as_matrix(x).double().square().sum(1) for x in stacked.values()]).sum(0).sqrt()
 
 
 def equal(a: Tree, b: Tree) -> bool:

@@ -106,6 +106,12 @@ def test_flatten_rows_is_flatten_of_every_row() -> None:
     assert all(torch.equal(matrix[i], tree.flatten(tree.row(stacked, i))) for i in range(4))
 
 
+def test_as_matrix_of_any_leaf() -> None:
+    for shape, expected in (((4,), (4, 1)), ((4, 2, 3), (4, 6)), ((0, 2, 3), (0, 6)), ((4, 0), (4, 0))):
+        assert tree.as_matrix(torch.zeros(shape)).shape == expected
+    assert tree.as_matrix(torch.arange(12).reshape(2, 2, 3))[1].tolist() == [6, 7, 8, 9, 10, 11]
+
+
 def test_norm_rows_is_the_norm_over_all_leaves_together() -> None:
     stacked = {"a": torch.tensor([[3.0], [0.0]]), "b": torch.tensor([[[0.0, 4.0]], [[0.0, 0.0]]])}
     assert tree.norm_rows(stacked).tolist() == [5.0, 0.0]

@@ -51,9 +51,9 @@ class Padded:
         self.vocabulary = 0 if self.prompt is None else model.get_input_embeddings().num_embeddings
         prefix = None if self.prompt is None else place_prompt(model, self.prompt, self.owners)
         self.first_position = self.pad + 1 if base.model_type in ROBERTA else 0
-        self.model: nn.Module = _with_lora(model, base, adapter) if adapter.modules else model
+        self.model: nn.Module = with_lora(model, base, adapter).requires_grad_(False) if adapter.modules else model
         own = [leaf for leaf in adapter.spec.leaves if leaf.name not in adapter.inserted and leaf.role != "prompt"]
-        self.names = {leaf.name: _parameter(leaf.name, leaf.role, base, bool(adapter.modules)) for leaf in own}
+        self.names = {leaf.name: parameter_name(leaf.name, leaf.role, base, bool(adapter.modules)) for leaf in own}
         seed_dropout(self.model, self.masks, base.head)
         if self.own_mask:
             seed_attention(self.model, prefix)
@@ -187,17 +187,18 @@ def _prompt_config(base: Base, prompt: Prompt) -> Any:
     )
 
 
-def _with_lora(model: nn.Module, base: Base, adapter: Adapter) -> nn.Module:
+def with_lora(model: nn.Module, base: Base, adapter: Adapter) -> nn.Module:
+    """The model wrapped by peft; its factors and heads train."""
     from peft import get_peft_model
 
     config = peft_config(base, adapter)
     with warnings.catch_warnings():  # peft asks transformers for something by its old name
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         wrapped: nn.Module = get_peft_model(model, config, autocast_adapter_dtype=False)
-    return wrapped.to(base.dtype).requires_grad_(False)
+    return wrapped.to(base.dtype)
 
 
-def _parameter(leaf: str, role: str, base: Base, wrapped: bool) -> str:
+def parameter_name(leaf: str, role: str, base: Base, wrapped: bool) -> str:
     """The leaf's parameter name in the (peft-wrapped) model."""
     path, _, last = leaf.rpartition("/")
     if role in ("lora_A", "lora_B"):

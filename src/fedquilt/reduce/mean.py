@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple, Protocol
@@ -67,8 +66,8 @@ class mean:
 
 def _heads_apart(delta: Tensor, weight: Tensor, group: Tensor, rows: int) -> Tensor:
     """Every head ``[n, heads, ...]`` as a contributor of its own, to a group of its own, if it changed."""
-    n, heads = delta.shape[:2]
-    each = delta.reshape(n * heads, math.prod(delta.shape[2:]))
+    heads = delta.shape[1]
+    each = tree.as_matrix(delta.flatten(0, 1))
     share = weight.repeat_interleave(heads) * each.ne(0).any(1)
     where = (group[:, None] * heads + torch.arange(heads)).flatten()
     return means({"": each}, share, where, rows * heads)[""].reshape(rows, *delta.shape[1:])
@@ -81,46 +80,46 @@ def means(stack: Stack, weight: Tensor, group: Tensor, rows: int) -> dict[str, T
     contributor after the other, so neither blocks nor threads change a bit of the sums.
     """
     n, weight = len(group), weight.double()
-    flat = {key: x.reshape(n, math.prod(x.shape[1:])) for key, x in stack.items()}
+    flat = {key: tree.as_matrix(x) for key, x in stack.items()}
     out = {key: x.new_empty(rows, x.shape[1]) for key, x in flat.items()}
     mass = weight.new_zeros(rows).index_add_(0, group, weight).clamp_(min=torch.finfo(torch.float64).tiny)[:, None]
     columns = min(COLUMNS, sum(x.shape[1] for x in flat.values()))
     total, wide = weight.new_empty(rows, columns), weight.new_empty(min(n, ROWS), columns)
     for pieces in _blocks({key: x.shape[1] for key, x in flat.items()}):
-        width = pieces[-1].to
+        width = pieces[-1].block.stop
         sums = total[:, :width].zero_()
         for above in range(0, n, ROWS):
             some = slice(above, above + ROWS)
             block = wide[: len(group[some]), :width]
-            for key, cut, at, to in pieces:
-                block[:, at:to].copy_(flat[key][some, cut : cut + to - at])
+            for piece in pieces:
+                block[:, piece.block].copy_(flat[piece.key][some, piece.leaf])
             sums.index_add_(0, group[some], block.mul_(weight[some, None]))
         sums.div_(mass)
-        for key, cut, at, to in pieces:
-            out[key][:, cut : cut + to - at] = sums[:, at:to]
+        for piece in pieces:
+            out[piece.key][:, piece.leaf] = sums[:, piece.block]
     return {key: x.reshape(rows, *stack[key].shape[1:]) for key, x in out.items()}
 
 
 class _Piece(NamedTuple):
-    """Columns of a leaf from ``cut`` on are the columns ``at`` to ``to`` of a block."""
+    """Columns of a leaf, and where they are in a block."""
 
     key: str
-    cut: int
-    at: int
-    to: int
+    leaf: slice
+    block: slice
 
 
 def _blocks(widths: Mapping[str, int]) -> Iterator[list[_Piece]]:
     """All leaves beside each other, ``COLUMNS`` at a time."""
     pieces: list[_Piece] = []
+    full = 0
     for key, width in widths.items():
-        cut = 0
-        while cut < width:
-            at = pieces[-1].to if pieces else 0
-            pieces.append(_Piece(key, cut, at, min(at + width - cut, COLUMNS)))
-            cut += pieces[-1].to - at
-            if pieces[-1].to == COLUMNS:
+        done = 0
+        while done < width:
+            more = min(width - done, COLUMNS - full)
+            pieces.append(_Piece(key, slice(done, done + more), slice(full, full + more)))
+            done, full = done + more, full + more
+            if full == COLUMNS:
                 yield pieces
-                pieces = []
+                pieces, full = [], 0
     if pieces:
         yield pieces

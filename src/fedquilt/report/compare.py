@@ -216,7 +216,7 @@ def _dots(label: str, place: int, tasks: list[str], cells: list[Cell]) -> dict[s
         "mode": "markers",
         "name": label,
         "y": tasks,
-        "x": [None if cell is None else _mean(cell) for cell in cells],
+        "x": [_mean_or_none(cell) for cell in cells],
         "error_x": {"array": [_edge(cell, 1) - _mean(cell) if cell is not None else 0 for cell in cells], "thickness": 1.5},
         "text": [show(cell) for cell in cells],
         "hovertemplate": "<b>%{y}</b>, %{fullData.name}<br>%{text}<extra></extra>",
