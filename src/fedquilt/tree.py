@@ -63,7 +63,7 @@ def row(stacked: Tree, index: int) -> dict[str, Tensor]:
 def rows(stacked: Tree, index: Sequence[int] | Tensor) -> dict[str, Tensor]:
     """Several rows of a stack (a copy): ``[len(index), ...]``."""
     where = torch.as_tensor(index, dtype=torch.long)
-    return map_leaves(lambda x: x.index_select(0, where), stacked)
+    return map_leaves(lambda x: x.index_select(0, where.to(x.device)), stacked)
 
 
 def length(stacked: Tree) -> int:

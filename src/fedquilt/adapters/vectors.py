@@ -48,7 +48,7 @@ class Bias(Inserted):
 
     def after(self, values: State, x: Tensor, y: Tensor) -> Tensor:
         """``y - own + bias``."""
-        return y + _channels(values["bias"] - self.own, y, self.per)
+        return y + _channels(values["bias"] - self.own.to(y.device, non_blocking=True), y, self.per)
 
 
 @dataclass(frozen=True)

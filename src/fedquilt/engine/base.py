@@ -102,6 +102,10 @@ class InProcess(ABC):
         self.replies: dict[int, Reply] = {}
         self.issued = 0
 
+    def there(self, stack: Stack) -> Stack:
+        """On the model's device."""
+        return tree.map_leaves(lambda x: x.to(self.network.device, non_blocking=True), stack)
+
     def roster(self, number: int) -> Mapping[int, int]:
         """Client -> number of slots in a round."""
         return self.view.roster(number)

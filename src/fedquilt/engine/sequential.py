@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from fedquilt import tree
 from fedquilt.engine.base import InProcess, Trained, Work
@@ -23,17 +24,17 @@ class SequentialEngine(InProcess):
     def _one(self, work: Work) -> Trained:
         local, now = self.client.local, work.job.round
         names = self.client.train(now)
-        x: Stack = tree.stack([tree.select(work.start, names)])
-        frozen = {key: tensor[None] for key, tensor in work.start.items() if key not in x}
-        moments = local.init(x) if work.moments is None else tree.stack([work.moments])
+        x: Stack = self.there(tree.stack([tree.select(work.start, names)]))
+        frozen = self.there({key: tensor[None] for key, tensor in work.start.items() if key not in x})
+        moments = local.init(x) if work.moments is None else self.there(tree.stack([work.moments]))
+        active = torch.ones(1, dtype=torch.bool, device=self.network.device)
         losses = []
         for batch in self.sampler.batches(work.job, work.data, work.steps, self.heads):
             leaves = {key: tensor.detach().requires_grad_() for key, tensor in x.items()}
             loss = self.network.losses({**frozen, **leaves}, batch)
             grads = torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
-            x, moments = local.step(
-                x, dict(zip(leaves, grads, strict=True)), moments, local.rate(now), torch.ones(1, dtype=torch.bool)
-            )
+            x, moments = local.step(x, dict(zip(leaves, grads, strict=True)), moments, local.rate(now), active)
             losses.append(loss.item())
             self.tick(1)
+        x, moments = (tree.map_leaves(Tensor.cpu, stack) for stack in (x, moments))
         return Trained(tree.row(x, 0), tree.row(moments, 0), sum(losses) / len(losses))

@@ -56,52 +56,57 @@ class VectorisedEngine(InProcess):
         local, now = self.client.local, works[0].job.round
         names = self.client.train(now)
         every = sorted(works[0].start)
-        x: Stack = starts(works, names)
-        frozen = starts(works, [name for name in every if name not in x])
+        x: Stack = self.there(starts(works, names))
+        frozen = self.there(starts(works, [name for name in every if name not in x]))
         fresh = local.init(x)  # of some, where others have trained before and keep their optimiser
-        moments: Stack = tree.stack([tree.row(fresh, g) if work.moments is None else work.moments for g, work in enumerate(works)])
+        moments: Stack = self.there(
+            tree.stack([tree.row(fresh, g) if work.moments is None else self.there(work.moments) for g, work in enumerate(works)])
+        )
         streams = [self.sampler.batches(work.job, work.data, work.steps, self.heads) for work in works]
         steps = torch.tensor([work.steps for work in works])
-        total = torch.zeros(len(works), dtype=torch.float64)
+        total = torch.zeros(len(works), dtype=torch.float64, device=self.network.device)
         for step in range(int(steps.max())):
             active = steps > step
             batches = {g: next(streams[g]) for g in torch.nonzero(active).flatten().tolist()}
             grads, losses = self._gradients(x, frozen, batches)
-            x, moments = local.step(x, grads, moments, local.rate(now), active)
+            x, moments = local.step(x, grads, moments, local.rate(now), active.to(total.device))
             total += losses
             self.tick(len(batches))
-        means = (total / steps).tolist()
+        means = (total.cpu() / steps).tolist()
+        x, moments = (tree.map_leaves(Tensor.cpu, stack) for stack in (x, moments))
         return [Trained(_own(x, g), _own(moments, g), means[g]) for g in range(len(works))]
 
     def look(self, how: Look, works: Sequence[Work]) -> list[Tensor]:
         """Squared gradients of many batches of all works side by side; other ways of looking slot by slot."""
         if not isinstance(how, Fisher):
             return super().look(how, works)
-        x = starts(works, how.names)
-        frozen = starts(works, [name for name in sorted(works[0].start) if name not in x])
+        x = self.there(starts(works, how.names))
+        frozen = self.there(starts(works, [name for name in sorted(works[0].start) if name not in x]))
         squares = torch.zeros(len(works), how.size, dtype=torch.float64)
         count: Counter[int] = Counter()
         seen = ((g, batch) for g, work in enumerate(works) for batch in self.seen(how, work))
         while some := list(islice(seen, self.together)):  # not all at once: images are large
             owner = torch.tensor([g for g, _ in some])
-            own, still = ({key: x[owner] for key, x in stack.items()} for stack in (x, frozen))  # every batch has its adapter
+            own, still = (tree.rows(stack, owner) for stack in (x, frozen))  # every batch has its adapter
             grads, _ = self._gradients(own, still, {lane: batch for lane, (_, batch) in enumerate(some)})
-            squares.index_add_(0, owner, torch.cat([grads[key].flatten(1) for key in how.names], 1).double().square())
+            squares.index_add_(0, owner, torch.cat([grads[key].flatten(1) for key in how.names], 1).cpu().double().square())
             count.update(owner.tolist())
         return [how.seen(squares[g], count[g]) for g in range(len(works))]
 
     def _gradients(self, x: Stack, frozen: Stack, batches: dict[int, Batch]) -> tuple[dict[str, Tensor], Tensor]:
         """Gradient of every slot's own mean loss ``[G, ...]`` and the losses ``[G]``."""
         grads = {key: torch.zeros_like(tensor) for key, tensor in x.items()}
-        losses = torch.zeros(tree.length(x) if x else 0, dtype=torch.float64)
+        device = self.network.device
+        losses = torch.zeros(tree.length(x) if x else 0, dtype=torch.float64, device=device)
         for piece in self._pieces(batches):
-            leaves = {key: tensor[piece.slots].requires_grad_() for key, tensor in x.items()}
-            still = {key: tensor[piece.slots] for key, tensor in frozen.items()}
-            loss = self.network.losses({**still, **leaves}, piece.batch) * piece.share
+            slots = piece.slots.to(device)
+            leaves = {key: tensor[slots].requires_grad_() for key, tensor in x.items()}
+            still = {key: tensor[slots] for key, tensor in frozen.items()}
+            loss = self.network.losses({**still, **leaves}, piece.batch) * piece.share.to(device)
             got = torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
             for key, grad in zip(leaves, got, strict=True):
-                grads[key].index_add_(0, piece.slots, grad)
-            losses.index_add_(0, piece.slots, loss.detach().double())
+                grads[key].index_add_(0, slots, grad)
+            losses.index_add_(0, slots, loss.detach().double())
         return grads, losses
 
     def _pieces(self, batches: dict[int, Batch]) -> list[Piece]:

@@ -133,7 +133,7 @@ class adamw(Local):
     def init(self, start: Stack) -> Moments:
         """Zero moments and step counters."""
         moments = {f"{m}/{key}": torch.zeros_like(x) for key, x in start.items() for m in "mv"}
-        return {**moments, "steps": torch.zeros(tree.length(start), dtype=torch.float64)}
+        return {**moments, "steps": torch.zeros(tree.length(start), dtype=torch.float64, device=next(iter(start.values())).device)}
 
     def step(self, x: Stack, grads: Stack, moments: Moments, lr: float, active: Tensor) -> tuple[Stack, Moments]:
         """One step of the active slots."""

@@ -36,7 +36,7 @@ def positions(keys: Tensor, count: Tensor | int) -> Tensor:
 def keep(keys: Tensor, width: int, p: float, dtype: torch.dtype) -> Tensor:
     """Mask ``[..., width]`` of 0 and 1/(1-p) for ``keys [...]``; p is rounded to 1/65536."""
     cut = round(p * 65536)
-    lanes = torch.arange((width + 3) // 4) * _GOLDEN
+    lanes = torch.arange((width + 3) // 4, device=keys.device) * _GOLDEN
     bits = mix(keys.unsqueeze(-1) + lanes).view(torch.int16)[..., :width]
     return (bits >= cut - 32768).to(dtype).mul_(65536 / (65536 - cut))
 
@@ -64,7 +64,8 @@ class Masks:
 
 def attention_keys(rows: Tensor, heads: int, queries: int) -> Tensor:
     """Keys ``[n, heads, queries]`` of attention probabilities: one per row, head and query position."""
-    where = (torch.arange(heads)[:, None] + 1) * 65536 + torch.arange(queries)  # independent of padding
+    head, query = torch.arange(heads, device=rows.device), torch.arange(queries, device=rows.device)
+    where = (head[:, None] + 1) * 65536 + query  # independent of padding
     return positions(rows[:, None, None], where)
 
 
@@ -91,7 +92,7 @@ class SeededDropout(nn.Module):
         elif self.masks.tokens is not None and self.masks.tokens.shape == x.shape[:-1]:
             keys = self.masks.tokens
         else:  # relative-position tables (DeBERTa): one mask for the whole batch
-            keys = positions(rows[0], torch.arange(x.shape[:-1].numel())).view(x.shape[:-1])
+            keys = positions(rows[0], torch.arange(x.shape[:-1].numel(), device=rows.device)).view(x.shape[:-1])
         return x * self.mask(keys, x.shape[-1], x.dtype)
 
 

@@ -25,7 +25,7 @@ def entropies(output: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
 
 def row_sums(losses: Tensor, rows: Tensor, n: int) -> Tensor:
     """Sums ``[n]`` of token losses ``[R]``, of which each belongs to one of ``n`` rows ``[R]``."""
-    return torch.zeros(n, dtype=losses.dtype).index_add(0, rows, losses)
+    return losses.new_zeros(n).index_add(0, rows, losses)
 
 
 class _Frozen(torch.autograd.Function):
@@ -41,7 +41,7 @@ class _Frozen(torch.autograd.Function):
             losses.append(-logp.gather(1, target[:, None])[:, 0])
             if ctx.needs_input_grad[0]:
                 slope = logp.exp_()
-                slope[torch.arange(len(target)), target] -= 1
+                slope[torch.arange(len(target), device=target.device), target] -= 1
                 grads.append((slope.to(weight.dtype) @ weight).to(hidden.dtype))
         ctx.save_for_backward(torch.cat(grads) if grads else hidden.new_empty(0))
         return torch.cat(losses) if losses else hidden.new_empty(0)

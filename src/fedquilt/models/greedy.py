@@ -42,7 +42,7 @@ def greedy(call: Call, prompts: Sequence[Tensor], *, max_new: int, end: int, dty
             use_cache=True,
             logits_to_keep=1,
         )
-        past, chosen = result.past_key_values, result.logits[:, -1].argmax(1)
+        past, chosen = result.past_key_values, result.logits[:, -1].argmax(1).cpu()
         alive &= chosen != end
         for row in torch.nonzero(alive).flatten().tolist():
             out[row].append(int(chosen[row]))

@@ -70,6 +70,11 @@ def halve(model: nn.Module, keep: Sequence[str]) -> None:
             module.to(HALF)
 
 
+def is_half(model: nn.Module) -> bool:
+    """Whether :func:`halve` has been here."""
+    return any(isinstance(module, HalfLinear) or type(module).__name__ == "HalfConv1D" for module in model.modules())
+
+
 def multiplies_half() -> bool:
     """Whether this processor has instructions for bfloat16 products."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -58,7 +58,7 @@ class Owners:
 
     Attributes:
         stack: ``[G, ...]`` all adapters of the pass.
-        token, row: numbers ``[T]`` and ``[n]``; None while there is one adapter only.
+        token, row: numbers ``[T]`` and ``[n]``, on the host; None while there is one adapter only.
         prompt: ``[G, nv, ...]`` vectors of virtual tokens.
         only: the adapter of everything that is computed now, where that is one.
     """
@@ -77,9 +77,14 @@ class Owners:
         self._orders.clear()
 
     def narrow(self, index: Tensor) -> None:
-        """From here on only the tokens ``index`` are computed."""
+        """From here on only the tokens ``index`` (on the host) are computed."""
         self.token = None if self.token is None else self.token.index_select(0, index)
         self._orders.pop("token", None)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the adapters are."""
+        return next(iter(self.stack.values())).device
 
     def values(self, module: str, insert: Insert, owner: int) -> dict[str, Tensor]:
         """An insert's tensors of one adapter."""
@@ -105,9 +110,9 @@ class Owners:
         """How to sort tokens (or rows) by their adapter."""
         if per not in self._orders:
             owner = self.of(per)
-            index = torch.sort(owner, stable=True).indices
+            index, device = torch.sort(owner, stable=True).indices, self.device
             adapters, counts = torch.unique_consecutive(owner[index], return_counts=True)
-            self._orders[per] = Order(index, torch.argsort(index), adapters.tolist(), counts.tolist())
+            self._orders[per] = Order(index.to(device), torch.argsort(index).to(device), adapters.tolist(), counts.tolist())
         return self._orders[per]
 
 

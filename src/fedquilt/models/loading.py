@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 HEADS = ("classifier", "score")  # modules that map features to classes, by the names transformers gives them
 TINY = ("bert", "roberta", "deberta", "deberta-v2")
+CPU = torch.device("cpu")
 Channels = tuple[float, float, float]
 
 
@@ -48,6 +49,7 @@ class ModelConfig(BaseModel):
             of equality.
         quantization: 8bit or 4bit for the frozen linear maps (bitsandbytes; 4 bits are multiplied in float32, or in bfloat16 if
             that is the precision).
+        device: where the model runs: cpu, cuda, or cuda:N of several. Bits differ between devices.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -61,6 +63,7 @@ class ModelConfig(BaseModel):
     dropout: float | None = Field(None, ge=0, lt=1)
     precision: Literal["bfloat16", "float32", "float64"] = "float32"
     quantization: Literal["8bit", "4bit"] | None = None
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
 
 
 @dataclass

@@ -10,26 +10,26 @@ from fedquilt.types import Batch
 
 
 def row_losses(logits: Tensor, labels: Tensor, classes: Tensor) -> Tensor:
-    """Loss of every row ``[n]`` from ``logits [n, C]``.
+    """Loss of every row ``[n]`` from ``logits [n, C]``; labels and classes are on the host.
 
     Rows with ``classes >= 2`` get the cross-entropy over their own first ``classes`` logits (a head may be wider than a task's
     label set); rows with ``classes == 1`` the squared error of logit 0.
     """
     width = logits.shape[1]
     outside = torch.arange(width).unsqueeze(0) >= classes.unsqueeze(1)
-    masked = logits.masked_fill(outside, float("-inf"))
+    masked = logits.masked_fill(outside.to(logits.device), float("-inf"))
     regression = classes == 1
     target = torch.where(regression, torch.zeros_like(labels), labels).long()
-    entropy = F.cross_entropy(masked, target, reduction="none")
+    entropy = F.cross_entropy(masked, target.to(logits.device), reduction="none")
     if not bool(regression.any()):
         return entropy
-    return torch.where(regression, (logits[:, 0] - labels.to(logits.dtype)).square(), entropy)
+    return torch.where(regression.to(logits.device), (logits[:, 0] - labels.to(logits)).square(), entropy)
 
 
 def slot_means(rows: Tensor, owner: Tensor, slots: int) -> Tensor:
-    """Mean of ``rows [n]`` per owner: ``[slots]`` (0 for an owner without rows)."""
-    count = torch.bincount(owner, minlength=slots).clamp(min=1)
-    return torch.zeros(slots, dtype=rows.dtype).index_add(0, owner, rows) / count
+    """Mean of ``rows [n]`` per owner (on the host): ``[slots]`` (0 for an owner without rows)."""
+    count = torch.bincount(owner, minlength=slots).clamp(min=1).to(rows.device)
+    return rows.new_zeros(slots).index_add(0, owner.to(rows.device), rows) / count
 
 
 def cut(batch: Batch, budget: int, extra: int = 0) -> list[Batch]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+import torch
 from torch import Tensor
 
-from fedquilt.models.loading import Base
+from fedquilt.models.loading import CPU, Base
 from fedquilt.types import Batch, Stack
 
 if TYPE_CHECKING:
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
 
 class Network(Protocol):
     """The only thing that knows the model: losses for training, logits for evaluation."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        ...
 
     def losses(self, stack: Stack, batch: Batch) -> Tensor:
         """Mean training loss of each adapter's rows ``[G]``."""
@@ -38,13 +44,16 @@ class TextNetwork(Network, Protocol):
         ...
 
 
-def network(base: Base, adapter: Adapter, *, packed: bool) -> Network:
-    """The packed form if asked for and the architecture has one, else the padded reference."""
+def network(base: Base, adapter: Adapter, *, packed: bool, device: torch.device = CPU) -> Network:
+    """The packed form if asked for and the architecture has one, else the padded reference.
+
+    ``device``: where the model runs. Batches come from the host; losses are on the device, everything else returns to the host.
+    """
     from fedquilt.models.padded import Padded
     from fedquilt.models.padded_causal import PaddedCausal
 
     form = packed_form(base) if packed else None
-    return (form or (Padded if base.head else PaddedCausal))(base, adapter)
+    return (form or (Padded if base.head else PaddedCausal))(base, adapter, device)
 
 
 def packed_form(base: Base) -> type[Packed] | None:

@@ -8,6 +8,9 @@ for all tokens and adds every adapter's low-rank term with two matrix products o
 token only meets its own adapter:
 
     u = (x [A_1; ...; A_G]^T) * member,   y += u [B_1 ... B_G]^T            u: [T, G r], member: [T, G r] in {0, scale}
+
+Batches stay on the host, which finds out from them what is computed where; the device gets indices that are ready, so that a GPU
+never has to be waited for.
 """
 
 from __future__ import annotations
@@ -23,9 +26,11 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from fedquilt import tree
-from fedquilt.models.dropout import Masks, SeededDropout, attention_keys, positions, seed_dropout
+from fedquilt.models.attention import Attention, Rows, way
+from fedquilt.models.dropout import Masks, SeededDropout, positions, seed_dropout
+from fedquilt.models.half import is_half
 from fedquilt.models.inserts import Lane, Owners
-from fedquilt.models.loading import Base
+from fedquilt.models.loading import CPU, Base
 from fedquilt.models.loss import row_losses, slot_means
 from fedquilt.models.prompts import place_prompt
 from fedquilt.types import Batch, Stack, State
@@ -61,14 +66,15 @@ class BankLinear(nn.Module):
 class Packed(nn.Module, ABC):
     """Losses and logits of G stacked adapters in one pass."""
 
-    def __init__(self, base: Base, adapter: Adapter) -> None:
+    def __init__(self, base: Base, adapter: Adapter, device: torch.device = CPU) -> None:
         super().__init__()
+        self.device, self.halved = device, is_half(base.model)
         self.masks, self.current, self.owners = Masks(), Pass(scale=adapter.spec.scale), Owners()
         self.adapter, self.inserted = adapter, adapter.inserted
-        model: Any = _shallow(base.model)
+        model: Any = _shallow(base.model) if device == CPU else copy.deepcopy(base.model).to(device)
         self.model = model
         config = model.config
-        self.attention_heads = int(config.num_attention_heads)
+        self.heads = int(config.num_attention_heads)
         for name in adapter.modules:
             dropout = SeededDropout(adapter.dropout, f"{name}.lora_dropout", self.masks, "token")
             _replace(model, name, BankLinear(model.get_submodule(name), name, self.current, dropout))
@@ -90,11 +96,16 @@ class Packed(nn.Module, ABC):
     def logits(self, stack: Stack, batch: Batch) -> Tensor:
         """``[n, C]`` without dropout and without gradients."""
         with torch.no_grad():
-            return self._run(stack, batch, train=False)
+            return self._run(stack, batch, train=False).cpu()
 
     # -- one pass ------------------------------------------------------------------------------------------------------
 
+    def there(self, x: Tensor) -> Tensor:
+        """On the model's device."""
+        return x.to(self.device, non_blocking=True)
+
     def _run(self, stack: Stack, batch: Batch, *, train: bool, **options: Any) -> Tensor:
+        stack = tree.map_leaves(self.there, stack)
         if not self.adapter.weights:
             return self.forward(stack, batch, train, **options)
         if tree.length(stack) != 1:
@@ -107,16 +118,14 @@ class Packed(nn.Module, ABC):
         """Logits ``[n, C]``, or what else ``_classify`` makes of every row, in the batch's order."""
         order = torch.sort(batch.lengths, stable=True).indices
         batch = self._begun(batch.pick(order))
-        lengths, counts = torch.unique_consecutive(batch.lengths, return_counts=True)
-        groups = list(zip(counts.tolist(), lengths.tolist(), strict=True))
-        place = torch.cat([torch.arange(length).repeat(count) for count, length in groups])
-        rows = batch.keys if train else None
-        token_keys = positions(torch.repeat_interleave(batch.keys, batch.lengths), place) if train else None
-        with self.masks.active(rows, token_keys):
+        rows = Rows(batch.lengths, self.device)
+        keys = self.there(batch.keys) if train else None
+        token_keys = self.there(positions(torch.repeat_interleave(batch.keys, batch.lengths), rows.place)) if train else None
+        with self.masks.active(keys, token_keys):
             self._bind(stack, torch.repeat_interleave(batch.owner, batch.lengths), batch.owner)
-            features = self._encode(batch, place + (self.prompt.shift if self.prompt else 0), groups)
+            features = self._encode(batch, self.there(rows.place + (self.prompt.shift if self.prompt else 0)), rows)
             logits = self._classify(stack, features, batch, **options)
-        return logits[torch.argsort(order)]
+        return logits[self.there(torch.argsort(order))]
 
     def _bind(self, stack: Stack, owner: Tensor, rows: Tensor | None = None) -> None:
         """Concatenate the factors of all adapters and mark which columns each token owns."""
@@ -132,63 +141,50 @@ class Packed(nn.Module, ABC):
         }
         columns = torch.arange(g).repeat_interleave(r)
         dtype = next(iter(stack.values())).dtype
-        self.current.member = None if g == 1 else (owner[:, None] == columns).to(dtype) * self.current.scale
+        self.current.member = None if g == 1 else self.there((owner[:, None] == columns).to(dtype) * self.current.scale)
 
     def _begun(self, batch: Batch) -> Batch:
         """The rows as the model reads them: with their virtual tokens."""
         return batch if self.prompt is None else self.prompt.before(batch, self.vocabulary)
 
-    def _narrow(self, index: Tensor) -> None:
-        """From here on only the tokens ``index`` are computed."""
-        self.current.member = at(self.current.member, index)
+    def _narrow(self, index: Tensor) -> Tensor:
+        """From here on only the tokens ``index`` are computed, a tensor of the host; returned is the device's."""
+        there = self.there(index)
+        self.current.member = at(self.current.member, there)
         self.owners.narrow(index)
+        return there
 
     @abstractmethod
-    def _encode(self, batch: Batch, place: Tensor, groups: list[tuple[int, int]]) -> Tensor:
+    def _encode(self, batch: Batch, place: Tensor, rows: Rows) -> Tensor:
         """What the head reads of every row ``[n, d]``, for a batch sorted by length.
 
         Args:
             place: ``[T]`` each token's position in its row, behind a prefix.
-            groups: (rows, length) of each run of rows of equal length.
+            rows: where they stand.
         """
 
     def _attend(
-        self, attention: Any, q: Tensor, k: Tensor, v: Tensor, groups: list[tuple[int, int]], *, first_only: bool
-    ) -> Tensor:
-        """Attention of groups of equal length. ``split``, not slices: slicing makes autograd fill a full-size zero tensor
-        per group, which was 74 % of a step."""
-        sizes = [count * length for count, length in groups]
-        asked = [count for count, _ in groups] if first_only else sizes
-        done = 0
-        out = []
-        parts = zip(q.split(asked), k.split(sizes), v.split(sizes), groups, strict=True)
-        for query, key, value, (count, _) in parts:
-            heads = [x.view(count, -1, self.attention_heads, x.shape[1] // self.attention_heads).transpose(1, 2)
-                     for x in (query, key, value)]  # fmt: skip
-            if self.prefix is not None:
-                heads[1:] = self.prefix.before(attention.layer_idx, heads[1:], slice(done, done + count))
-            rows = None if self.masks.rows is None else self.masks.rows[done : done + count]
-            out.append(self._softmax(attention, heads, rows).transpose(1, 2).reshape(query.shape))
-            done += count
-        return torch.cat(out)
+        self, layer: Any, q: Tensor, k: Tensor, v: Tensor, rows: Rows, *, dropout: Any = None, causal: bool = False,
+        first_only: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """Attention of a layer ``[T, heads d]`` for ``q [T, heads, d]``, ``k, v [T, key heads, d]``, or all of ``[T, heads d]``.
 
-    def _softmax(self, attention: Any, heads: list[Tensor], rows: Tensor | None) -> Tensor:
-        q, k, v = heads
-        dropout = attention.dropout
-        if rows is None or dropout.p == 0:
-            return F.scaled_dot_product_attention(q, k, v, scale=attention.scaling)
-        weights = torch.softmax(q @ k.transpose(2, 3) * attention.scaling, dim=-1)
-        # Keys of query position 0 come first, so the last layer's single query gets the mask of the full one.
-        keys = attention_keys(rows, self.attention_heads, k.shape[2])[:, :, : q.shape[2]]
-        out: Tensor = (weights * dropout.mask(keys, k.shape[2], weights.dtype)) @ v
-        return out
+        Args:
+            dropout: of the probabilities; None: ``layer.dropout``.
+            first_only: of every row's first token alone; ``q`` and what is returned are ``[n, ...]``.
+        """
+        heads = [x if x.dim() == 3 else x.view(len(x), self.heads, -1) for x in (q, k, v)]
+        dropout = layer.dropout if dropout is None else dropout
+        keys = None if dropout.p == 0 else self.masks.rows
+        attention = Attention(layer.scaling, causal, dropout, keys, self.prefix, layer.layer_idx if self.prefix else 0)
+        return way(attention, rows, half=self.halved)(*heads, rows, first_only=first_only)
 
     def _classify(self, stack: Stack, features: Tensor, batch: Batch) -> Tensor:
         """Each row through the head of its adapter (and task): one small call per head that occurs."""
         names = [key for key in stack if "/head." in key and key not in self.inserted]
         where, out = [], []
         for owner, head in torch.unique(torch.stack([batch.owner, batch.head]), dim=1).T.tolist():
-            index = torch.nonzero((batch.owner == owner) & (batch.head == head)).squeeze(1)
+            index = self.there(torch.nonzero((batch.owner == owner) & (batch.head == head)).squeeze(1))
             state = {key.replace("/head.", ".").removeprefix("classifier."): stack[key][owner] for key in names}
             if self.adapter.heads > 1:
                 state = {key: tensor[head] for key, tensor in state.items()}

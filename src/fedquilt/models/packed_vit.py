@@ -14,64 +14,62 @@ import torch
 from torch import Tensor
 
 from fedquilt.models import vision
-from fedquilt.models.loading import Base
+from fedquilt.models.attention import Rows
+from fedquilt.models.loading import CPU, Base
 from fedquilt.models.packed import Packed, at
 from fedquilt.types import Batch
 
 if TYPE_CHECKING:
     from fedquilt.adapters.base import Adapter
 
-Groups = list[tuple[int, int]]
-
 
 class PackedVit(Packed):
     """ViTForImageClassification and Dinov2ForImageClassification."""
 
-    def __init__(self, base: Base, adapter: Adapter) -> None:
-        super().__init__(base, adapter)
+    def __init__(self, base: Base, adapter: Adapter, device: torch.device = CPU) -> None:
+        super().__init__(base, adapter, device)
         self.dtype, self.transform = base.dtype, base.transform
         self.dino = base.model_type == "dinov2"
 
-    def _encode(self, batch: Batch, place: Tensor, groups: Groups) -> Tensor:
+    def _encode(self, batch: Batch, place: Tensor, rows: Rows) -> Tensor:
         """Class token ``[n, d]`` (ViT), or class token and mean of the patches ``[n, 2 d]`` (DINOv2), after the last norm."""
         backbone = self.model.dinov2 if self.dino else self.model.vit
         n = len(batch)
         h = self._embed(backbone, batch).flatten(0, 1)
         layers = backbone.encoder.layer if self.dino else backbone.layers
         for layer in layers[:-1]:
-            h = self._layer(layer, h, groups)
+            h = self._layer(layer, h, rows)
         if self.dino:
-            h = backbone.layernorm(self._layer(layers[-1], h, groups)).view(n, -1, h.shape[1])
+            h = backbone.layernorm(self._layer(layers[-1], h, rows)).view(n, -1, h.shape[1])
             return torch.cat([h[:, 0], h[:, 1:].mean(dim=1)], dim=1)
-        first = torch.cumsum(batch.lengths, 0) - batch.lengths
-        out: Tensor = backbone.layernorm(self._last(layers[-1], h, first, groups))
+        out: Tensor = backbone.layernorm(self._last(layers[-1], h, rows))
         return out
 
     def _embed(self, backbone: Any, batch: Batch) -> Tensor:
         """``[n, 1 + patches, d]``."""
-        pixels = vision.pixels(batch, self.transform, self.dtype)
+        pixels = vision.pixels(batch, self.transform, self.dtype, self.device)
         tokens = self.masks.tokens
         # Dropout inside the embeddings sees [n, L, d]: its keys have that shape only there.
         with self.masks.active(self.masks.rows, None if tokens is None else tokens.view(len(batch), -1)):
             out: Tensor = backbone.embeddings(pixels, **vision.options(self.model))
         return out
 
-    def _layer(self, layer: Any, h: Tensor, groups: Groups) -> Tensor:
+    def _layer(self, layer: Any, h: Tensor, rows: Rows) -> Tensor:
         attention = layer.attention
         x = self._norm(layer, 1)(h)
         q, k, v = attention.q_proj(x), attention.k_proj(x), attention.v_proj(x)
-        h = h + self._branch(layer, 1)(attention.o_proj(self._attend(attention, q, k, v, groups, first_only=False)))
+        h = h + self._branch(layer, 1)(attention.o_proj(self._attend(attention, q, k, v, rows)))
         return self._feed(layer, h)
 
-    def _last(self, layer: Any, h: Tensor, first: Tensor, groups: Groups) -> Tensor:
+    def _last(self, layer: Any, h: Tensor, rows: Rows) -> Tensor:
         """The last layer for class tokens only: keys and values of all tokens, everything else ``[n, d]``."""
         attention = layer.attention
         x = self._norm(layer, 1)(h)
         k, v = attention.k_proj(x), attention.v_proj(x)
-        self._narrow(first)
+        first = self._narrow(rows.first)
         h, x = h.index_select(0, first), x.index_select(0, first)
         with self.masks.active(self.masks.rows, at(self.masks.tokens, first)):
-            context = self._attend(attention, attention.q_proj(x), k, v, groups, first_only=True)
+            context = self._attend(attention, attention.q_proj(x), k, v, rows, first_only=True)
             h = h + self._branch(layer, 1)(attention.o_proj(context))
             return self._feed(layer, h)
 

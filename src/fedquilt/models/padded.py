@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,7 @@ from fedquilt import tree
 from fedquilt.models import vision
 from fedquilt.models.dropout import Masks, positions, seed_dropout
 from fedquilt.models.inserts import Owners, hook
-from fedquilt.models.loading import Base
+from fedquilt.models.loading import CPU, Base
 from fedquilt.models.loss import row_losses, slot_means
 from fedquilt.models.prompts import Prefix, Prompt, key_heads, place_prompt
 from fedquilt.models.roles import transposed
@@ -35,7 +36,8 @@ class Padded:
     without a packed form.
     """
 
-    def __init__(self, base: Base, adapter: Adapter) -> None:
+    def __init__(self, base: Base, adapter: Adapter, device: torch.device = CPU) -> None:
+        self.device = device
         self.masks = Masks()
         self.heads = adapter.heads
         self.width = int(base.model.config.num_labels)
@@ -43,7 +45,7 @@ class Padded:
         self.own_mask = not base.model_type.startswith("deberta")
         self.pad = int(getattr(base.model.config, "pad_token_id", None) or 0)
         self.dtype, self.transform, self.options = base.dtype, base.transform, vision.options(base.model)
-        model = copy.deepcopy(base.model)
+        model = copy.deepcopy(base.model).to(device)
         self.owners = Owners()
         for name, insert in adapter.inserts.items():
             hook(model.get_submodule(name), name, insert, self.owners)
@@ -67,28 +69,37 @@ class Padded:
     def logits(self, stack: Stack, batch: Batch) -> Tensor:
         """``[n, C]`` without dropout and without gradients."""
         with torch.no_grad():
-            return self._all(stack, batch, train=False)
+            return self._all(stack, batch, train=False).cpu()
 
     def _all(self, stack: Stack, batch: Batch, *, train: bool) -> Tensor:
         """Logits of all rows in their order; one forward per (adapter, head) that occurs."""
+        stack = tree.map_leaves(self.there, stack)
         out = []
         where = []
         for owner, head in torch.unique(torch.stack([batch.owner, batch.head]), dim=1).T.tolist():
             index = torch.nonzero((batch.owner == owner) & (batch.head == head)).squeeze(1)
             where.append(index)
             out.append(self._forward(tree.row(stack, owner), head, batch.pick(index), train=train))
-        return torch.cat(out)[torch.argsort(torch.cat(where))]
+        return torch.cat(out)[self.there(torch.argsort(torch.cat(where)))]
+
+    def there(self, x: Tensor) -> Tensor:
+        """On the model's device."""
+        return x.to(self.device)
 
     def _forward(self, state: State, head: int, batch: Batch, *, train: bool) -> Tensor:
         batch = self._begun(batch)
         inputs = self._texts(batch) if batch.pixels is None else self._images(batch)
         place = torch.arange(int(batch.lengths.max()))
         values = self._values(state, head)
-        rows = batch.keys if train else None
-        with self.masks.active(rows, positions(batch.keys[:, None], place[None]) if train else None):
-            result = functional_call(self.model, values, (), inputs)
-        logits: Tensor = result.logits
+        with self.masked(batch, place, train=train):
+            logits: Tensor = functional_call(self.model, values, (), inputs).logits
         return logits
+
+    def masked(self, batch: Batch, place: Tensor, *, train: bool) -> AbstractContextManager[None]:
+        """The dropout masks of these rows; none in evaluation. ``place``: positions of their tokens."""
+        if not train:
+            return self.masks.active(None, None)
+        return self.masks.active(self.there(batch.keys), self.there(positions(batch.keys[:, None], place[None])))
 
     def _values(self, state: State, head: int) -> dict[str, Tensor]:
         """Tensors that take the place of the model's parameters; inserts find theirs in ``owners``."""
@@ -106,14 +117,14 @@ class Padded:
         if self.prompt is not None and self.prompt.shift:
             places = torch.arange(ids.shape[1]) + self.first_position + self.prompt.shift
             inputs["position_ids"] = places.expand_as(ids)
-        return inputs
+        return {name: self.there(x) for name, x in inputs.items()}
 
     def _begun(self, batch: Batch) -> Batch:
         """The rows as the model reads them: with their virtual tokens."""
         return batch if self.prompt is None else self.prompt.before(batch, self.vocabulary)
 
     def _images(self, batch: Batch) -> dict[str, Any]:
-        return {"pixel_values": vision.pixels(batch, self.transform, self.dtype), **self.options}
+        return {"pixel_values": vision.pixels(batch, self.transform, self.dtype, self.device), **self.options}
 
 
 def pad(batch: Batch, pad_id: int) -> tuple[Tensor, Tensor, Tensor]:

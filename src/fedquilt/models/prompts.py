@@ -71,16 +71,13 @@ class PromptEmbedding(nn.Module):
         self.inner, self.owners, self.vocabulary = inner, owners, inner.num_embeddings
 
     def forward(self, ids: Tensor) -> Tensor:
-        virtual = ids >= self.vocabulary
+        virtual, table, owners = ids >= self.vocabulary, self.owners.prompt, self.owners
         y: Tensor = self.inner(ids.masked_fill(virtual, 0))
-        where = torch.nonzero(virtual.flatten()).squeeze(1)
-        if not len(where):
-            return y
-        number = ids.flatten()[where] - self.vocabulary
-        table, owners = self.owners.prompt, self.owners
-        owner = owners.only if owners.only is not None else owners.of("token")[where]
-        vectors = table.flatten(0, 1).index_select(0, owner * table.shape[1] + number)
-        return y.flatten(0, -2).index_copy(0, where, vectors.to(y.dtype)).view(y.shape)
+        owner = owners.only if owners.only is not None else owners.of("token").to(ids.device)
+        # One vector for every token, wanted or not: only the host knows which are, and a GPU is not asked.
+        place = owner * table.shape[1] + (ids - self.vocabulary).clamp(min=0)
+        vectors = table.flatten(0, 1).index_select(0, place.flatten()).view(y.shape)
+        return torch.where(virtual[..., None], vectors.to(y.dtype), y)
 
 
 @dataclass(frozen=True)
@@ -101,6 +98,7 @@ class Prefix:
         table = self.owners.prompt
         vectors = table.view(*table.shape[:2], self.layers, 2, self.heads, -1)[:, :, layer]  # [G, nv, 2, heads, d]
         owner = torch.tensor([self.owners.only]) if self.owners.only is not None else self.owners.of("row")[rows]
+        owner = owner.to(table.device)
         both = vectors.index_select(0, owner).permute(2, 0, 3, 1, 4)
         return both[0], both[1]
 

@@ -105,15 +105,15 @@ def with_attention_dropout(model: Any) -> Any:
     return model
 
 
-def pixels(batch: Batch, how: Transform | None, dtype: torch.dtype) -> Tensor:
+def pixels(batch: Batch, how: Transform | None, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
     """What the model sees of a batch, ``[n, 3, H, W]``: ``(x / 255 - mean) / std`` of uint8, ``(x - mean) / std`` of numbers in
-    [0, 1]."""
+    [0, 1]. ``device``: where it is computed; None: where they are."""
     if batch.pixels is None or how is None:
         raise ValueError("a batch of texts for an image model, or the other way round")
-    x = batch.pixels.to(dtype)
+    x = batch.pixels.to(device, non_blocking=True).to(dtype)  # bytes travel, not numbers
     if batch.pixels.dtype == torch.uint8:
         x = x / 255
-    mean, std = (torch.tensor(values, dtype=dtype)[:, None, None] for values in (how.mean, how.std))
+    mean, std = (torch.tensor(values, dtype=dtype)[:, None, None].to(x.device) for values in (how.mean, how.std))
     return (x - mean) / std
 
 

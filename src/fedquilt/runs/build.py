@@ -23,6 +23,7 @@ from fedquilt.errors import ConfigError
 from fedquilt.evaluate import Evaluator
 from fedquilt.method import Method, Program, compose
 from fedquilt.models.causal import token_budget
+from fedquilt.models.device import device_of, unused
 from fedquilt.models.fingerprint import Fingerprint, Fisher, Look
 from fedquilt.models.half import multiplies_half
 from fedquilt.models.loading import Base
@@ -130,6 +131,8 @@ def build(config: RunConfig, *, saved: Partition | None = None, progress: Progre
     """All objects of a run. ``saved``: the partition of a run that is resumed."""
     say = progress or Silent()
     set_threads(config)
+    if device_of(config.model).type == "cpu" and unused():
+        say.line('note: there is a GPU here; model.device = "cuda" uses it')
     say.line("loading the tasks")
     raws = load_tasks(config)
     parts = saved or make_partition(config, raws)
@@ -137,7 +140,7 @@ def build(config: RunConfig, *, saved: Partition | None = None, progress: Progre
     say.line(f"loading the model {config.model.name}")
     base = load_base(config.model, classes=classes, seed=config.seed)
     tasks = {name: encode_task(raw, base, config) for name, raw in raws.items()}
-    if config.model.precision == "bfloat16" and not multiplies_half():
+    if config.model.precision == "bfloat16" and config.model.device == "cpu" and not multiplies_half():
         say.line('note: this processor has no bfloat16 products; model.precision = "float32" is faster here')
     for note in (*parts.notes, *(f"{task.name}: {note}" for task in tasks.values() for note in task.notes)):
         say.line(f"note: {note}")
@@ -171,7 +174,7 @@ def assemble(config: RunConfig, base: Base, tasks: Mapping[str, Task], parts: Pa
     view = make_view(tasks, parts, method.slots, config.seed, config.arrivals(), config.partition.slots_per_task)
     check_rows(method, view, config.partition.slots_per_task)
     engine_class: Any = registry.load("fedquilt.engines", config.engine)
-    runner = network(base, adapter, packed=engine_class.packed)
+    runner = network(base, adapter, packed=engine_class.packed, device=device_of(config.model))
     looks: dict[str, Callable[[], Look]] = {"states": lambda: Fingerprint(base), "fisher": lambda: Fisher(runner, adapter.spec)}
     look = looks[program.client.fingerprint]() if program.client.fingerprint else None
     options: dict[str, Any] = {"cohort": config.cohort, "tick": tick, "fingerprint": look}
