@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
-from fedquilt.types import Job, Reply, Slot, Spec
+from fedquilt.types import Job, Leaf, Reply, Slot, Spec
 
 CODES = ("unknown", "replay", "duplicate", "schema", "nonfinite", "weight")
 
@@ -38,6 +39,11 @@ class Gate:
     spec: Spec
     most: float = 1e9
     fingerprint: int = 0
+
+    @cached_property
+    def leaves(self) -> Mapping[str, Leaf]:
+        """By name."""
+        return {leaf.name: leaf for leaf in self.spec.leaves}
 
     def __call__(self, replies: Sequence[Reply], jobs: Sequence[Job], shared: Sequence[str]) -> tuple[list[Reply], list[Rejection]]:
         """(accepted, rejected); of several replies to one job the first is used."""
@@ -77,9 +83,8 @@ class Gate:
         if set(reply.delta) != set(shared):
             odd = sorted(set(reply.delta) ^ set(shared))[0]
             return "schema", f"key '{odd}' is " + ("missing" if odd in shared else "unexpected")
-        leaves = {leaf.name: leaf for leaf in self.spec.leaves}
         for key, tensor in reply.delta.items():
-            leaf = leaves[key]
+            leaf = self.leaves[key]
             if not (isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided):
                 return "schema", f"'{key}' is no dense tensor"
             if tuple(tensor.shape) != leaf.shape:
@@ -89,8 +94,8 @@ class Gate:
         return None
 
     def _finite(self, reply: Reply) -> tuple[str, str] | None:
-        for key, tensor in reply.delta.items():
-            if not bool(torch.isfinite(tensor).all()):
-                return "nonfinite", f"'{key}' has NaN or Inf"
+        if reply.delta and not bool(torch.isfinite(torch.cat([x.reshape(-1) for x in reply.delta.values()])).all()):
+            key = next(key for key, x in reply.delta.items() if not bool(torch.isfinite(x).all()))
+            return "nonfinite", f"'{key}' has NaN or Inf"
         odd = [name for name, value in reply.extra.items() if not (isinstance(value, (int, float)) and math.isfinite(value))]
         return ("nonfinite", f"scalar '{odd[0]}'") if odd else None

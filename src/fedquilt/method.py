@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -80,9 +81,11 @@ def compose(method: Method, spec: Spec) -> Program:
     frozen = spec.names("head") if spec.head == "frozen" else ()
     private = spec.names("head") if spec.head == "private" else ()
 
+    @lru_cache(maxsize=8)  # asked once per reply
     def train(now: Round) -> tuple[str, ...]:
         return tuple(name for name in method.train(spec, now) if name not in frozen)
 
+    @lru_cache(maxsize=8)
     def share(now: Round) -> tuple[str, ...]:
         travelling = set(train(now)) - set(private)
         return tuple(name for name in method.share(spec, now) if name in travelling)

@@ -60,6 +60,17 @@ def row(stacked: Tree, index: int) -> dict[str, Tensor]:
     return map_leaves(lambda x: x[index], stacked)
 
 
+def unstack(stacked: Tree) -> list[dict[str, Tensor]]:
+    """All rows of a stack, as views: the inverse of :func:`stack`."""
+    parts = [stacked[key].unbind(0) for key in stacked]
+    return [dict(zip(stacked, row, strict=True)) for row in zip(*parts, strict=True)]
+
+
+def own(tree: Tree) -> dict[str, Tensor]:
+    """Tensors of their own: a view of a row keeps the whole stack alive, and is written whole into a checkpoint."""
+    return map_leaves(torch.clone, tree)
+
+
 def rows(stacked: Tree, index: Sequence[int] | Tensor) -> dict[str, Tensor]:
     """Several rows of a stack (a copy): ``[len(index), ...]``."""
     where = torch.as_tensor(index, dtype=torch.long)

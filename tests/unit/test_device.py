@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from fedquilt.models import device, packed
 from fedquilt.models.attention import Attention, Rows, way
 from fedquilt.models.loading import CPU, Base, ModelConfig
 from fedquilt.models.network import network
+from fedquilt.models.room import column_budget, token_budget
 from fedquilt.runs import registry
 from fedquilt.types import Batch, Job, Round
 from tests.tiny import tiny_config
@@ -203,3 +205,31 @@ def test_an_idle_gpu_is_mentioned(tmp_path: Any, monkeypatch: Any, capsys: pytes
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
         build(tiny_config(tmp_path, "fedit"), progress=said)
         assert any("model.device" in line for line in said.lines) == there
+
+
+def sized(hidden: int, layers: int, head: bool, wide: int | None = None) -> Any:
+    """What of a base decides how much goes through it at once."""
+    config = SimpleNamespace(hidden_size=hidden, num_hidden_layers=layers, intermediate_size=wide)
+    return SimpleNamespace(model=SimpleNamespace(config=config), head=("classifier",) if head else (), dtype=torch.float32)
+
+
+def test_passes_get_smaller_as_models_grow() -> None:
+    """The host keeps a GiB of activations at most: 120 kB a token of MiniLM, 4 x 2 times that of BERT-base and of its width."""
+    assert token_budget(sized(384, 6, True), CPU) == 6000
+    assert token_budget(sized(768, 12, True), CPU) == (1 << 30) // (13 * 768 * 12 * 4)
+    assert token_budget(sized(576, 30, False, 1536), CPU) == (1 << 30) // (30 * (8 * 576 + 4 * 1536) * 4)
+    assert token_budget(sized(8192, 80, False, 28672), CPU) == 256, "but not smaller than that"
+    assert [column_budget(sized(d, 1, True)) for d in (16, 768, 4096)] == [64, 96, 512]
+
+
+def test_a_gpu_takes_half_of_what_is_free(monkeypatch: Any) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80 << 30, 141 << 30))
+    assert token_budget(sized(768, 12, True), torch.device("cuda")) == (40 << 30) // (13 * 768 * 12 * 4)
+
+
+@pytest.mark.parametrize(("family", "options", "together"), [("lora", {"rank": 16}, 4), ("tt", {"rank": 16, "bottleneck": 8}, 64)])
+def test_only_factors_take_columns(family: str, options: dict[str, Any], together: int, tmp_path: Any) -> None:
+    from fedquilt.runs.build import build
+
+    built = build(tiny_config(tmp_path, "fedit", adapter={"family": family, **options}))
+    assert built.engine.together == together  # type: ignore[attr-defined]

@@ -14,7 +14,6 @@ from fedquilt.adapters.lora import lora
 from fedquilt.adapters.whole import full, head
 from fedquilt.errors import ConfigError, ModelError
 from fedquilt.models import entropy
-from fedquilt.models.causal import token_budget
 from fedquilt.models.half import HALF, HalfEmbedding, HalfLinear
 from fedquilt.models.loading import Base, ModelConfig, load
 from fedquilt.models.network import batches_adapters, network
@@ -258,14 +257,6 @@ def test_names_and_lengths_that_cannot_be() -> None:
         load(ModelConfig(name="tiny:lama"), classes=0, seed=0)
     with pytest.raises(ModelError, match="has 300 positions"):
         load(ModelConfig(name="tiny:gpt2", max_length=301), classes=0, seed=0)
-
-
-def test_passes_get_smaller_as_models_grow() -> None:
-    class Smol:
-        config = type("Config", (), {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30})
-
-    assert token_budget(base_of("llama").model, 6000) == 6000
-    assert 256 < token_budget(Smol, 6000) < 1500
 
 
 def test_padding_is_on_the_right() -> None:

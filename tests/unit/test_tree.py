@@ -151,3 +151,12 @@ def test_max_difference() -> None:
     assert tree.max_difference(half, {"a": torch.tensor([1.5], dtype=torch.float16)}) == 2046.5
     with pytest.raises(ValueError, match="differ in keys"):
         tree.max_difference(A, {})
+
+
+def test_unstack_is_the_inverse_of_stack_and_own_rows_are_no_views() -> None:
+    states = [{"a": torch.full((2,), float(i)), "b": torch.tensor(float(i))} for i in range(3)]
+    rows = tree.unstack(tree.stack(states))
+    assert all(tree.equal(row, state) for row, state in zip(rows, states, strict=True))
+    assert rows[0]["a"].untyped_storage().nbytes() == 24, "a view of all three"
+    assert tree.own(rows[0])["a"].untyped_storage().nbytes() == 8
+    assert tree.equal(tree.own(rows[1]), states[1])

@@ -55,10 +55,11 @@ class Engine(Protocol):
 
 
 class Trained(NamedTuple):
-    """One slot after local training."""
+    """One slot after local training; may be views of what was trained together."""
 
     state: State  # trained leaves, final values
-    moments: State  # optimiser moments
+    delta: State  # the same against their start
+    moments: State  # optimiser moments, where they persist
     loss: float  # mean training loss over the local steps
 
 
@@ -113,8 +114,9 @@ class InProcess(ABC):
     def submit(self, jobs: Sequence[Job], bank: Stack) -> list[int]:
         """Train all jobs now, ``cohort`` slots at a time."""
         tickets = []
+        rows = {row: tree.row(bank, row) for row in {job.row for job in jobs}}
         for begin in range(0, len(jobs), self.cohort):
-            works = [self._work(job, bank) for job in jobs[begin : begin + self.cohort]]
+            works = [self._work(job, rows[job.row]) for job in jobs[begin : begin + self.cohort]]
             looks = self._looks(works)
             for work, done in zip(works, self.train(works), strict=True):
                 self.issued += 1
@@ -149,9 +151,9 @@ class InProcess(ABC):
         data = self.view.data(job.slot, job.round.number)
         return self.client.local.count(data.samples, len(data.parts), job.effort)
 
-    def _work(self, job: Job, bank: Stack) -> Work:
+    def _work(self, job: Job, row: State) -> Work:
         kept = self.kept.get(job.slot)
-        start = tree.merge(tree.row(bank, job.row), kept.get("private", {}))
+        start = tree.merge(row, kept["private"]) if "private" in kept else row
         moments = kept.get("moments")
         return Work(job, self.view.data(job.slot, job.round.number), start, moments, self._steps(job), kept)
 
@@ -159,12 +161,12 @@ class InProcess(ABC):
         job, shared = work.job, self.client.share(work.job.round)
         keep: dict[str, State] = dict(work.kept)
         if private := {key: x for key, x in done.state.items() if key not in shared}:
-            keep["private"] = tree.merge(keep.get("private", {}), private)
+            keep["private"] = tree.merge(keep.get("private", {}), tree.own(private))
         if self.client.local.memory == "persist":
-            keep["moments"] = done.moments
+            keep["moments"] = tree.own(done.moments)
         if any(keep.values()):  # an optimiser without state is nothing to keep
             self.kept.put(job.slot, keep)
-        delta = tree.sub(tree.select(done.state, shared), tree.select(work.start, shared))
+        delta = tree.select(done.delta, shared)
         delta = dict(self.client.wire.send(delta, job)) if delta else delta
         return Reply(job.slot, job.round.number, delta, float(work.data.samples), {"loss": done.loss}, look)
 

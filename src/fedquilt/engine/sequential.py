@@ -25,6 +25,7 @@ class SequentialEngine(InProcess):
         local, now = self.client.local, work.job.round
         names = self.client.train(now)
         x: Stack = self.there(tree.stack([tree.select(work.start, names)]))
+        begun = x
         frozen = self.there({key: tensor[None] for key, tensor in work.start.items() if key not in x})
         moments = local.init(x) if work.moments is None else self.there(tree.stack([work.moments]))
         active = torch.ones(1, dtype=torch.bool, device=self.network.device)
@@ -36,5 +37,5 @@ class SequentialEngine(InProcess):
             x, moments = local.step(x, dict(zip(leaves, grads, strict=True)), moments, local.rate(now), active)
             losses.append(loss.item())
             self.tick(1)
-        x, moments = (tree.map_leaves(Tensor.cpu, stack) for stack in (x, moments))
-        return Trained(tree.row(x, 0), tree.row(moments, 0), sum(losses) / len(losses))
+        state, delta, after = (tree.row(tree.map_leaves(Tensor.cpu, stack), 0) for stack in (x, tree.sub(x, begun), moments))
+        return Trained(state, delta, after, sum(losses) / len(losses))

@@ -19,14 +19,10 @@ from fedquilt import tree
 from fedquilt.engine.base import InProcess, Trained, Work, starts
 from fedquilt.models.fingerprint import Fisher, Look
 from fedquilt.models.loss import cut
+from fedquilt.models.room import COLUMN_BUDGET, TOKEN_BUDGET
 from fedquilt.types import Batch, Stack
 
-# Tokens in one forward/backward. On CPUs 2k to 7k are within a few per cent of one another; memory grows with it
-# (about 120 kB a token for a 6 x 384 model).
-TOKEN_BUDGET = 6000
-# The packed model multiplies every token with the factors of all adapters of the pass; above about this many columns (G r)
-# that costs more than a larger batch saves.
-COLUMN_BUDGET = 64
+LANES = 64  # adapters in one pass, where no columns are counted
 
 
 @dataclass(frozen=True)
@@ -44,12 +40,19 @@ class VectorisedEngine(InProcess):
     packed = True
 
     def __init__(
-        self, *args: Any, one_by_one: bool = False, token_budget: int = TOKEN_BUDGET, virtual: int = 0, **kwargs: Any
+        self,
+        *args: Any,
+        one_by_one: bool = False,
+        token_budget: int = TOKEN_BUDGET,
+        column_budget: int = COLUMN_BUDGET,
+        virtual: int = 0,
+        **kwargs: Any,
     ) -> None:
         """``virtual``: tokens that the model puts before every row."""
         super().__init__(*args, **kwargs)
         self.one_by_one, self.token_budget, self.virtual = one_by_one, token_budget, virtual
-        self.together = 1 if one_by_one else max(1, COLUMN_BUDGET // max(1, self.spec.rank))  # adapters in one pass
+        lanes = max(1, column_budget // self.spec.rank) if self.spec.pairs() else LANES
+        self.together = 1 if one_by_one else lanes  # adapters in one pass
 
     def train(self, works: Sequence[Work]) -> list[Trained]:
         """All works side by side."""
@@ -57,11 +60,13 @@ class VectorisedEngine(InProcess):
         names = self.client.train(now)
         every = sorted(works[0].start)
         x: Stack = self.there(starts(works, names))
+        begun = x
         frozen = self.there(starts(works, [name for name in every if name not in x]))
         fresh = local.init(x)  # of some, where others have trained before and keep their optimiser
-        moments: Stack = self.there(
-            tree.stack([tree.row(fresh, g) if work.moments is None else self.there(work.moments) for g, work in enumerate(works)])
-        )
+        before = [work.moments for work in works]
+        if any(before):
+            fresh = tree.stack([tree.row(fresh, g) if own is None else self.there(own) for g, own in enumerate(before)])
+        moments: Stack = fresh
         streams = [self.sampler.batches(work.job, work.data, work.steps, self.heads) for work in works]
         steps = torch.tensor([work.steps for work in works])
         total = torch.zeros(len(works), dtype=torch.float64, device=self.network.device)
@@ -73,8 +78,9 @@ class VectorisedEngine(InProcess):
             total += losses
             self.tick(len(batches))
         means = (total.cpu() / steps).tolist()
-        x, moments = (tree.map_leaves(Tensor.cpu, stack) for stack in (x, moments))
-        return [Trained(_own(x, g), _own(moments, g), means[g]) for g in range(len(works))]
+        x, delta, moments = (tree.map_leaves(Tensor.cpu, stack) for stack in (x, tree.sub(x, begun), moments))
+        kept = tree.unstack(moments) if local.memory == "persist" else [{}] * len(works)
+        return [Trained(*own) for own in zip(tree.unstack(x), tree.unstack(delta), kept, means, strict=True)]
 
     def look(self, how: Look, works: Sequence[Work]) -> list[Tensor]:
         """Squared gradients of many batches of all works side by side; other ways of looking slot by slot."""
@@ -132,8 +138,3 @@ class VectorisedEngine(InProcess):
         return [
             Piece(slots, piece, torch.tensor([len(piece) / len(whole)])) for piece in cut(whole, self.token_budget, self.virtual)
         ]
-
-
-def _own(stack: Stack, g: int) -> dict[str, Tensor]:
-    """Row g as tensors of its own: a view would keep the whole cohort alive, and be written whole into a checkpoint."""
-    return {key: tensor[g].clone() for key, tensor in stack.items()}

@@ -14,8 +14,6 @@ from fedquilt.models.quantised import load_options
 from fedquilt.rng import derive
 
 TINY = ("llama", "gpt2")
-# Tokens beyond this many are cut into further passes: a training pass keeps about this many bytes of activations.
-ACTIVATION_BYTES = 1 << 30
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }} {% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
@@ -38,17 +36,6 @@ def load_causal(config: ModelConfig, *, seed: int, root: Path = Path()) -> Base:
     _add_dropout(model, config.dropout)
     dtype = finish(model, config, keep=())
     return Base(model, tokenizer, config.name, str(model.config.model_type), (), dtype, source)
-
-
-def token_budget(model: Any, most: int) -> int:
-    """Tokens of one training pass, at most ``most``: activations that autograd keeps stay near :data:`ACTIVATION_BYTES`.
-
-    Per token and layer: eight vectors of the hidden size and four of the feed-forward's.
-    """
-    config = model.config
-    wide = int(getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
-    token = int(config.num_hidden_layers) * (8 * int(config.hidden_size) + 4 * wide) * 4
-    return max(256, min(most, ACTIVATION_BYTES // token))
 
 
 def _pretrained(config: ModelConfig, where: str) -> tuple[Any, Any]:

@@ -18,11 +18,9 @@ from fedquilt.data.load import RawTask, load
 from fedquilt.data.partition import Partition, partition
 from fedquilt.data.view import View, make_view
 from fedquilt.engine.base import InProcess
-from fedquilt.engine.vectorised import TOKEN_BUDGET
 from fedquilt.errors import ConfigError
 from fedquilt.evaluate import Evaluator
 from fedquilt.method import Method, Program, compose
-from fedquilt.models.causal import token_budget
 from fedquilt.models.device import device_of, unused
 from fedquilt.models.fingerprint import Fingerprint, Fisher, Look
 from fedquilt.models.half import multiplies_half
@@ -30,6 +28,7 @@ from fedquilt.models.loading import Base
 from fedquilt.models.loading import load as load_base
 from fedquilt.models.network import Network, TextNetwork, batches_adapters, network
 from fedquilt.models.padded import ROBERTA
+from fedquilt.models.room import column_budget, token_budget
 from fedquilt.models.scoring import TextScores
 from fedquilt.runs import registry
 from fedquilt.runs.config import RunConfig
@@ -179,8 +178,8 @@ def assemble(config: RunConfig, base: Base, tasks: Mapping[str, Task], parts: Pa
     look = looks[program.client.fingerprint]() if program.client.fingerprint else None
     options: dict[str, Any] = {"cohort": config.cohort, "tick": tick, "fingerprint": look}
     if engine_class.packed:
-        budget = TOKEN_BUDGET if base.head else token_budget(base.model, TOKEN_BUDGET)
-        options |= {"one_by_one": not batches_adapters(base, adapter), "token_budget": budget, "virtual": adapter.virtual}
+        options |= {"one_by_one": not batches_adapters(base, adapter), "virtual": adapter.virtual}
+        options |= {"token_budget": token_budget(base, runner.device), "column_budget": column_budget(base)}
     engine = engine_class(view, adapter.spec, program.client, runner, config.seed, **options)
     texts = None
     if not base.head:

@@ -9,6 +9,7 @@ from typing import Any
 from fedquilt.delivery import Delivery
 from fedquilt.meter import Meter, fingerprint_size
 from fedquilt.method import ClientPlan
+from fedquilt.models.room import token_bytes
 from fedquilt.runs.build import build
 from fedquilt.runs.config import RunConfig
 from fedquilt.types import Job, Round, Slot, Spec
@@ -95,14 +96,10 @@ def mean(values: Sequence[int]) -> int:
 
 
 def _memory(built: Any, trained: int) -> int:
-    """Base weights + activations of one micro-batch + parameter, gradient and two moments of every slot in a cohort.
-
-    Activations: 13 numbers of hidden size per token and layer, measured on a 6 x 384 BERT; an estimate elsewhere.
-    """
+    """Base weights + activations of one pass + parameter, gradient and two moments of every slot in a cohort."""
     model, size = built.base.model, built.base.dtype.itemsize
     base = sum(p.numel() * p.element_size() for p in model.parameters())
     longest = built.base.transform.tokens if built.base.transform else built.config.model.max_length
     tokens = getattr(built.engine, "token_budget", 0) or built.method.local.batch * longest
-    activations = tokens * 13 * int(model.config.hidden_size) * int(model.config.num_hidden_layers) * size
     slots = min(len(built.view.slots), built.config.cohort)
-    return int(base + activations + 4 * slots * trained * size)
+    return int(base + tokens * token_bytes(built.base) + 4 * slots * trained * size)

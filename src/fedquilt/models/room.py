@@ -1,0 +1,43 @@
+"""How much goes through the model at once."""
+
+from __future__ import annotations
+
+import torch
+
+from fedquilt.models.loading import Base
+
+# Tokens in one forward/backward. On CPUs 2k to 7k are within a few per cent of one another.
+TOKEN_BUDGET = 6000
+# The packed model multiplies every token with the factors of all adapters of the pass; above about this many columns (G r) that
+# costs more than a larger batch saves.
+COLUMN_BUDGET = 64
+ACTIVATION_BYTES = 1 << 30  # on the host
+GPU_SHARE = 0.5  # of a GPU's free memory
+LEAST = 256  # tokens
+
+
+def token_bytes(base: Base) -> int:
+    """Activations of one token that autograd keeps.
+
+    Encoders: thirteen vectors of the hidden size per layer, measured on a 6 x 384 BERT (120 kB). Language models: eight, and four
+    of the feed-forward's size, which is gated.
+    """
+    config = base.model.config
+    hidden, layers = int(config.hidden_size), int(config.num_hidden_layers)
+    wide = int(getattr(config, "intermediate_size", None) or 4 * hidden)
+    return layers * (13 * hidden if base.head else 8 * hidden + 4 * wide) * base.dtype.itemsize
+
+
+def token_budget(base: Base, device: torch.device) -> int:
+    """Tokens of one training pass: as many as are of use, or as there is room for.
+
+    On a GPU, where large passes pay, half the memory that is free once the model is there.
+    """
+    if device.type == "cuda":
+        return max(LEAST, int(torch.cuda.mem_get_info(device)[0] * GPU_SHARE) // token_bytes(base))
+    return max(LEAST, min(TOKEN_BUDGET, ACTIVATION_BYTES // token_bytes(base)))
+
+
+def column_budget(base: Base) -> int:
+    """Columns (G r) of one training pass: at most an eighth of the work of the map they are added to, if that is large."""
+    return max(COLUMN_BUDGET, int(base.model.config.hidden_size) // 8)
