@@ -1,0 +1,31 @@
+"""What the in-process engines owe to those who keep what they return."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fedquilt.method import compose
+from fedquilt.runs.build import build
+from fedquilt.types import Round
+from tests.tiny import tiny_config
+
+
+@pytest.mark.parametrize("engine", ["vectorised", "sequential"])
+def test_what_a_client_keeps_is_no_view_of_its_cohort(engine: str, tmp_path: Path) -> None:
+    """A view keeps all that was trained together in memory, and is written whole into a checkpoint."""
+    built = build(tiny_config(tmp_path, "fedit", engine=engine, adapter={"rank": 2, "head": "private"}))
+    persistent = replace(built.method, local=replace(built.method.local, memory="persist"))
+    program = compose(persistent, built.adapter.spec)
+    built.engine.client = program.client
+    hub = program.init(built.adapter.init)
+    jobs = program.plan(hub, built.engine.roster(1), Round(1, 0))
+    assert len(jobs) > 1
+    built.engine.poll(built.engine.submit(jobs, hub.bank))
+    for job in jobs:
+        kept = built.engine.kept.get(job.slot)
+        assert kept.keys() == {"private", "moments"}
+        for x in (*kept["private"].values(), *kept["moments"].values()):
+            assert x.untyped_storage().nbytes() == x.numel() * x.element_size()
