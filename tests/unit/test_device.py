@@ -178,12 +178,12 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_loaded(tmp_pat
     from fedquilt.runs.build import build
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ModelError, match="there is no 'cuda' here") as caught:
+    with pytest.raises(ModelError, match="there is no 'cuda:0' here") as caught:
         build(tiny_config(tmp_path, "fedit", model={"name": "nothing", "device": "cuda"}))
     assert "model.device" in str(caught.value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert device.device_of(ModelConfig(device="cuda")) == torch.device("cuda")
+    assert device.device_of(ModelConfig(device="cuda")) == torch.device("cuda:0")
     with pytest.raises(ModelError, match="the last one is cuda:0"):
         device.device_of(ModelConfig(device="cuda:1"))
     with pytest.raises(ModelError, match="a quantised base runs on the CPU only"):

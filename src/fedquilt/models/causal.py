@@ -33,7 +33,7 @@ def load_causal(config: ModelConfig, *, seed: int, root: Path = Path()) -> Base:
         source = locate(config.name, root)
         model, tokenizer = _pretrained(config, source)
     _check_length(config, model)
-    _add_dropout(model, config.dropout)
+    add_dropout(model, config.dropout)
     dtype = finish(model, config, keep=())
     return Base(model, tokenizer, config.name, str(model.config.model_type), (), dtype, source)
 
@@ -56,7 +56,7 @@ def _check_length(config: ModelConfig, model: Any) -> None:
         raise ModelError(what, where="model.max_length", fix=f"at most {most}")
 
 
-def _add_dropout(model: nn.Module, p: float | None) -> None:
+def add_dropout(model: nn.Module, p: float | None) -> None:
     """``p`` for all dropouts. Llama has one, of attention probabilities, and calls it by a number: it gets a module here, which
     the two ways of running the model replace by seeded masks."""
     for module in list(model.modules()):

@@ -20,6 +20,8 @@ def device_of(config: ModelConfig) -> torch.device:
         ModelError: it is not there, or the base is quantised and it is no CPU.
     """
     device, where = torch.device(config.device), "model.device"
+    if device.type == "cuda":
+        device = torch.device("cuda", device.index or 0)  # as tensors spell it
     if device.type == "cpu":
         return device
     if config.quantization is not None:
@@ -28,7 +30,7 @@ def device_of(config: ModelConfig) -> torch.device:
     if not torch.cuda.is_available():
         why = "this build of torch has none" if torch.version.cuda is None else "torch finds no driver or no device"
         raise ModelError(f"there is no '{device}' here", where=where, why=why, fix='model.device = "cpu"')
-    if (device.index or 0) >= torch.cuda.device_count():
+    if device.index >= torch.cuda.device_count():
         most = torch.cuda.device_count() - 1
         raise ModelError(f"there is no '{device}' here", where=where, why=f"the last one is cuda:{most}", fix="choose another")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it torch refuses deterministic products

@@ -71,7 +71,8 @@ class Packed(nn.Module, ABC):
         self.device, self.halved = device, is_half(base.model)
         self.masks, self.current, self.owners = Masks(), Pass(scale=adapter.spec.scale), Owners()
         self.adapter, self.inserted = adapter, adapter.inserted
-        model: Any = _shallow(base.model) if device == CPU else copy.deepcopy(base.model).to(device)
+        there = next(base.model.parameters()).device == device
+        model: Any = _shallow(base.model) if there else copy.deepcopy(base.model).to(device)
         self.model = model
         config = model.config
         self.heads = int(config.num_attention_heads)
