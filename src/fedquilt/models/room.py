@@ -14,18 +14,28 @@ COLUMN_BUDGET = 64
 ACTIVATION_BYTES = 1 << 30  # on the host
 GPU_SHARE = 0.5  # of a GPU's free memory
 LEAST = 256  # tokens
+# What a process holds after passes of many sizes, over what one pass keeps: the allocator does not give freed blocks back.
+ALLOCATOR = 2.5
 
 
 def token_bytes(base: Base) -> int:
     """Activations of one token that autograd keeps.
 
-    Encoders: thirteen vectors of the hidden size per layer, measured on a 6 x 384 BERT (120 kB). Language models: eight, and four
-    of the feed-forward's size, which is gated.
+    Encoders: thirteen vectors of the hidden size per layer (a 6 x 384 BERT: 120 kB; 90 kB are kept, the rest comes and goes).
+    Language models: eight, and four of the feed-forward's size, which is gated.
     """
     config = base.model.config
     hidden, layers = int(config.hidden_size), int(config.num_hidden_layers)
     wide = int(getattr(config, "intermediate_size", None) or 4 * hidden)
     return layers * (13 * hidden if base.head else 8 * hidden + 4 * wide) * base.dtype.itemsize
+
+
+def pass_bytes(base: Base) -> int:
+    """Of one token in a pass without gradients: what one layer makes."""
+    config = base.model.config
+    hidden = int(config.hidden_size)
+    wide = int(getattr(config, "intermediate_size", None) or 4 * hidden)
+    return (8 * hidden + 3 * wide) * base.dtype.itemsize
 
 
 def token_budget(base: Base, device: torch.device) -> int:

@@ -9,9 +9,9 @@ from typing import Any
 from fedquilt.delivery import Delivery
 from fedquilt.meter import Meter, fingerprint_size
 from fedquilt.method import ClientPlan
-from fedquilt.models.room import token_bytes
 from fedquilt.runs.build import build
 from fedquilt.runs.config import RunConfig
+from fedquilt.runs.memory import peak
 from fedquilt.types import Job, Round, Slot, Spec
 
 
@@ -61,8 +61,6 @@ def plan(config: RunConfig) -> Plan:
         if len(set(found)) > 1:
             what = f"{min(found):,} to {max(found):,} bytes a slot {way}"
             notes.append(f"what travels changes from round to round: {what}; shown is the mean")
-    training = set(client.train(Round(1, config.seed)))
-    trained = [leaf for leaf in spec.leaves if leaf.name in training]
     return Plan(
         method=repr(built.method),
         clients=built.partition.clients,
@@ -72,7 +70,7 @@ def plan(config: RunConfig) -> Plan:
         up={c: mean([n * size for size in ups]) for c, n in roster.items()},
         down={c: mean([n * size for size in downs]) for c, n in roster.items()},
         steps=built.count_steps(),
-        memory=_memory(built, sum(leaf.size for leaf in trained)),
+        memory=peak(built),
         notes=tuple(notes),
     )
 
@@ -93,13 +91,3 @@ def traffic(spec: Spec, client: ClientPlan, rounds: int, seed: int) -> list[tupl
 def mean(values: Sequence[int]) -> int:
     """To the nearest whole number."""
     return round(sum(values) / len(values))
-
-
-def _memory(built: Any, trained: int) -> int:
-    """Base weights + activations of one pass + parameter, gradient and two moments of every slot in a cohort."""
-    model, size = built.base.model, built.base.dtype.itemsize
-    base = sum(p.numel() * p.element_size() for p in model.parameters())
-    longest = built.base.transform.tokens if built.base.transform else built.config.model.max_length
-    tokens = getattr(built.engine, "token_budget", 0) or built.method.local.batch * longest
-    slots = min(len(built.view.slots), built.config.cohort)
-    return int(base + tokens * token_bytes(built.base) + 4 * slots * trained * size)

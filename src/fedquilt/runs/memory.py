@@ -1,0 +1,56 @@
+"""How much memory a run will need, from what is loaded and what is about to be computed. An estimate: benchmarks/memory.py
+holds it against what runs took."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from fedquilt.engine.base import InProcess
+from fedquilt.evaluate import EVALUATION_TOKENS
+from fedquilt.models.room import ALLOCATOR, pass_bytes, token_bytes
+from fedquilt.runs.build import Built
+from fedquilt.types import Round, Slot
+
+
+def peak(built: Built) -> int:
+    """Bytes at most: what the process holds with model and data loaded, and the larger of a training and an evaluation pass."""
+    return held(built) + max(training(built), EVALUATION_TOKENS * pass_bytes(built.base)) + slots(built)
+
+
+def held(built: Built) -> int:
+    """Bytes of this process now; where the system does not say so (Linux does), those of the model."""
+    status = Path("/proc/self/statm")
+    if status.exists():
+        import resource
+
+        return int(status.read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+    return sum(x.numel() * x.element_size() for x in built.base.model.parameters())
+
+
+def training(built: Built) -> int:
+    """Activations of the largest pass."""
+    return int(tokens(built.engine, built) * token_bytes(built.base) * ALLOCATOR)
+
+
+def tokens(engine: InProcess, built: Built) -> int:
+    """Tokens of the largest pass: those of the largest batches side by side, as far as the engine takes them together."""
+    sizes = sorted((batch_tokens(built, slot) for slot in built.view.slots), reverse=True)
+    together = min(getattr(engine, "together", 1), built.config.cohort)
+    budget = getattr(engine, "token_budget", sizes[0])
+    return min(sum(sizes[:together]), max(budget, 1))
+
+
+def batch_tokens(built: Built, slot: Slot) -> int:
+    """Tokens of a slot's batch, if its rows are of average length."""
+    data = built.view.data(slot, built.config.rounds)
+    lengths = np.concatenate([built.tasks[name].train.lengths[index] for name, index in data.parts])
+    return int(min(built.method.local.batch, len(lengths)) * (lengths.mean() + built.adapter.virtual))
+
+
+def slots(built: Built) -> int:
+    """Parameter, gradient, change and two moments of every slot that trains at the same time, and all that come back."""
+    names = set(built.program.client.train(Round(1, built.config.seed)))
+    trained = sum(leaf.size * leaf.dtype.itemsize for leaf in built.adapter.spec.leaves if leaf.name in names)
+    return trained * (5 * min(len(built.view.slots), built.config.cohort) + len(built.view.slots))
