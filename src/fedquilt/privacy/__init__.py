@@ -1,0 +1,1 @@
+"""What keeps single contributions from the server: secure aggregation."""
