@@ -35,8 +35,11 @@ SUITE: dict[str, tuple[tuple[str, ...], ...]] = {
     "engine": (("engine.py",),),
     "aggregation": (("aggregation.py",),),
     "clustering": (("clustering.py",),),
+    "memory": (("memory.py",),),
+    "secagg": (("secagg.py",),),
     "gpu": (("gpu.py",),) if torch.cuda.is_available() else (),
 }
+LAPS = ("speed", "engine", "aggregation", "clustering", "gpu")  # those that alternate
 PACKAGES = ("fedquilt", "torch", "transformers", "peft", "numpy", "scikit-learn")
 
 
@@ -75,7 +78,7 @@ def main() -> int:
     failed = []
     for name in arguments.only:
         for script, *rest in SUITE[name]:
-            words = [script, *rest, "--laps", str(arguments.laps)]
+            words = [script, *rest, *(["--laps", str(arguments.laps)] if name in LAPS else [])]
             print(f"== {' '.join(words)}", file=sys.stderr, flush=True)
             begin = time.perf_counter()
             done = subprocess.run([sys.executable, str(HERE / script), *words[1:]], stdout=subprocess.PIPE, text=True)
