@@ -76,7 +76,8 @@ class Trainer:
         method = fedit(lr=1e-3, steps=steps, batch=rows, adapter=adapter.spec.family)
         client = compose(method, adapter.spec).client
         self.net = network(base, adapter, packed=True, device=device)
-        budgets = {"token_budget": token_budget(base, device), "column_budget": column_budget(base)}
+        longest = int(task.train.lengths.max())
+        budgets = {"token_budget": token_budget(base, device, longest), "column_budget": column_budget(base)}
         self.engine = VectorisedEngine(View({"random": task}, data), adapter.spec, client, self.net, SEED, **budgets)
         self.works = [Work(Job(slot, 0, Round(1, SEED)), own, adapter.init, None, steps, {}) for slot, own in data.items()]
 
@@ -114,7 +115,7 @@ def head(*cells: str) -> None:
 
 def check(device: torch.device, arguments: argparse.Namespace) -> None:
     """The device's numbers against the CPU's."""
-    head("model", "family", "loss apart", "adapter apart, of its change", "same bits again")
+    head("model", "family", "precision", "loss apart", "adapter apart, of its change", "same bits again")
     families: dict[str, Callable[[Base], Adapter]] = {
         "lora": lambda base: lora(base, seed=0, rank=2, dropout=0.1),
         "tt": lambda base: tt(base, seed=0, rank=2, bottleneck=8, classifier="dense"),
@@ -122,16 +123,17 @@ def check(device: torch.device, arguments: argparse.Namespace) -> None:
         "prefix": lambda base: prefix(base, seed=0, tokens=3),
     }
     for kind in ("bert", "llama"):
-        base = load(ModelConfig(name=f"tiny:{kind}", dropout=0.1), classes=0 if kind == "llama" else 2, seed=0)
         task = texts(6, 8, 4, 40, 90, answers=kind == "llama")
-        for name, family in families.items():
+        for name, precision in [*((name, "float32") for name in families), ("lora", "bfloat16")]:  # the last by flash attention
+            config = ModelConfig(name=f"tiny:{kind}", dropout=0.1 if precision == "float32" else 0.0, precision=precision)
+            base, family = load(config, classes=0 if kind == "llama" else 2, seed=0), families[name]
             there, here = (Trainer(base, family(base), task, 8, where, 2) for where in (device, torch.device("cpu")))
             found, again, expected = there.together(), there.together(), here.together()
             loss = max(abs(a.loss - b.loss) for a, b in zip(found, expected, strict=True))
             apart = max(tree.max_difference(a.delta, b.delta) for a, b in zip(found, expected, strict=True))
             moved = max(float(x.abs().max()) for x in expected[0].delta.values())
             same = all(tree.equal(a.state, b.state) for a, b in zip(found, again, strict=True))
-            row(kind, name, f"{loss:.1e}", f"{apart / moved:.1e}", "yes" if same else "NO")
+            row(kind, name, precision, f"{loss:.1e}", f"{apart / moved:.1e}", "yes" if same else "NO")
 
 
 def bert(device: torch.device, arguments: argparse.Namespace) -> None:
@@ -174,7 +176,8 @@ def llama(device: torch.device, arguments: argparse.Namespace) -> None:
             task = texts(slots, rows, length, length, shape.vocab_size, answers=True)
             trainer = Trainer(base, adapter, task, rows, device)
             ids = torch.from_numpy(task.train.tokens.astype(np.int64)).view(slots * rows, length)  # type: ignore[union-attr]
-            ways = {"together": trainer.together, "alone": trainer.alone, "central": partial(central.step, ids, slots)}
+            parts = -(-ids.numel() // trainer.engine.token_budget)  # as many passes as ours
+            ways = {"together": trainer.together, "alone": trainer.alone, "central": partial(central.step, ids, parts)}
             rates = {name: ids.numel() / seconds for name, seconds in clock(ways, arguments.laps).items()}
             speeds = [f"{rates[name]:,.0f}" for name in ways]
             factors = [f"{rates['together'] / rates[name]:.2f}" for name in ("alone", "central")]
@@ -192,7 +195,7 @@ def ready(model: Any, tokenizer: Any, kind: str, keep: tuple[str, ...], argument
 
 
 class Centralised:
-    """peft's model with one adapter, the base in the wanted precision: a step on all rows, as many at a time as a slot has."""
+    """peft's model with one adapter, the base in the wanted precision: a step on all rows in ``parts`` passes."""
 
     def __init__(self, base: Base, adapter: Adapter, device: torch.device, dtype: torch.dtype) -> None:
         model = copy.deepcopy(base.model).to(device, dtype)
@@ -201,21 +204,21 @@ class Centralised:
             if hasattr(module, "attention_dropout"):
                 module.attention_dropout = 0.0
         self.model: Any = get_peft_model(model, peft_config(base, adapter))
+        self.device = device
         self.optimiser = torch.optim.AdamW([x for x in self.model.parameters() if x.requires_grad], lr=1e-3)
 
     def step(self, ids: Tensor, parts: int) -> float:
         """One step; the loss of the second half of every row."""
         self.optimiser.zero_grad()
-        total = 0.0
-        for some in ids.chunk(parts):
-            some = some.to(next(self.model.parameters()).device)
+        total = torch.zeros((), device=self.device)
+        for some in ids.to(self.device).chunk(parts):
             half = some.shape[1] // 2
-            logits = self.model(input_ids=some, use_cache=False).logits[:, half - 1 : -1]
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), some[:, half:].flatten()) / parts
+            logits = self.model(input_ids=some, use_cache=False, logits_to_keep=half + 1).logits[:, :-1]
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), some[:, -half:].flatten()) * len(some) / len(ids)
             loss.backward()
-            total += loss.item()
+            total += loss.detach()
         self.optimiser.step()
-        return total
+        return float(total)
 
 
 def peak(device: torch.device, side: int) -> float:

@@ -3,7 +3,7 @@
     python benchmarks/suite.py [--only speed engine ...] [--laps 5] [--out benchmarks/results]
 
 Runs the other scripts one after the other, each as a process of its own that alternates what it compares lap by lap, and writes
-what they print to OUT/<processor>-<cores>.md with the machine, the versions and the commands. A script that fails is named there
+what they print to OUT/<processor>-<cores>.md with the machine, the versions and the commands; what is not run again stays there. A script that fails is named there
 and at the end; the others still run. grid.py, fedtt.py and cross_device.py train for hours and are not among them; gpu.py is where
 there is a GPU.
 """
@@ -65,6 +65,13 @@ def machine() -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
+def read(path: Path) -> dict[str, str]:
+    """What an earlier call has measured, by command: only what is measured again is replaced."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    parts = (part.partition("\n") for part in text.split("\n## ")[1:])
+    return {command: found.strip() for command, _, found in parts}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=SUITE, default=list(SUITE), metavar="NAME", help=f"of {', '.join(SUITE)}")
@@ -73,20 +80,20 @@ def main() -> int:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / f"{slug(processor(), os.cpu_count() or 1)}.md"
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
-    path.write_text(f"# Side by side\n\n{machine()}\n- load when it began: {load:.2f}\n", encoding="utf-8")
+    sections = read(path)
     failed = []
     for name in arguments.only:
         for script, *rest in SUITE[name]:
             words = [script, *rest, *(["--laps", str(arguments.laps)] if name in LAPS else [])]
             print(f"== {' '.join(words)}", file=sys.stderr, flush=True)
-            begin = time.perf_counter()
+            begin, load = time.perf_counter(), os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
             done = subprocess.run([sys.executable, str(HERE / script), *words[1:]], stdout=subprocess.PIPE, text=True)
             said = done.stdout.strip()
             failed += [" ".join(words)] if done.returncode else []
             end = "" if done.returncode == 0 else f"\n\nended with code {done.returncode}"
-            with path.open("a", encoding="utf-8") as file:
-                file.write(f"\n## `python benchmarks/{' '.join(words)}`\n\n{said}{end}\n\n{time.perf_counter() - begin:,.0f} s\n")
+            took = f"{time.perf_counter() - begin:,.0f} s, load when it began {load:.2f}"
+            sections[f"`python benchmarks/{' '.join(words)}`"] = f"{machine()}\n\n{said}{end}\n\n{took}"
+            path.write_text("# Side by side\n" + "".join(f"\n## {what}\n\n{text}\n" for what, text in sections.items()), "utf-8")
             print(said, flush=True)
     print(f"written: {path}", file=sys.stderr)
     for line in failed:

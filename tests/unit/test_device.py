@@ -36,12 +36,21 @@ VIRTUAL = ("prompt", "p_tuning", "prefix")
 
 
 class Strict(TorchDispatchMode):
-    """Tensors of two devices never meet, but to be copied. (Meta tensors alone would let indices of the host by.)"""
+    """Tensors of two devices never meet, but to be copied, and unless ``wait`` nobody waits for the copy. (Meta tensors alone would
+    let indices of the host by.)"""
+
+    def __init__(self, *, wait: bool = False) -> None:
+        super().__init__()
+        self.wait = wait
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.dim()]
         if len({x.device.type for x in given}) > 1 and func.overloadpacket is not torch.ops.aten.copy_:
             raise RuntimeError(f"{func} of {[x.device.type for x in given]}")
+        if func.overloadpacket is torch.ops.aten._to_copy and not self.wait and given and given[0].device.type == "cpu":
+            to = kwargs.get("device")
+            if to is not None and to.type != "cpu" and not kwargs.get("non_blocking"):
+                raise RuntimeError(f"a copy of {tuple(given[0].shape)} to {to} that is waited for")
         return func(*args, **(kwargs or {}))
 
 
@@ -81,8 +90,8 @@ def test_nor_does_the_reference_of_encoders(kind: str, family: str) -> None:
 
 def step_on_meta(base: Base, adapter: Adapter, stack: dict[str, Tensor], batch: Batch, *, packed: bool) -> None:
     net = network(base, adapter, packed=packed, device=META)
-    with Strict():
-        leaves = {key: x.to(META).requires_grad_() for key, x in stack.items()}
+    leaves = {key: x.to(META).requires_grad_() for key, x in stack.items()}
+    with Strict(wait=not packed):
         losses = net.losses(leaves, batch)
         grads = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
     assert losses.device == META
@@ -94,6 +103,10 @@ def test_the_strict_mode_sees_an_index_of_the_host() -> None:
     assert x.index_select(0, torch.tensor([1])).shape == (1, 2)
     with Strict(), pytest.raises(RuntimeError, match="index_select"):
         x.index_select(0, torch.tensor([1]))
+    with Strict(), pytest.raises(RuntimeError, match="waited for"):
+        torch.ones(2).to(META)
+    with Strict():
+        torch.ones(2).to(META, non_blocking=True)
 
 
 def test_local_steps_stay_on_the_device(tmp_path: Any) -> None:
@@ -169,6 +182,7 @@ def test_the_way_of_attention_follows_the_device() -> None:
     many, cuda = torch.tensor([2, 3]), torch.device("cuda")
     assert way(plain, Rows(many, CPU), half=True) == plain.by_length
     assert way(plain, Rows(torch.tensor([3, 3]), cuda), half=False) == plain.by_length, "nothing is padded"
+    assert way(plain, Rows(torch.tensor([3, 3]), cuda), half=True) == plain.flash, "the same precision whatever the lengths"
     assert way(plain, Rows(many, cuda), half=False) == plain.in_one
     assert way(plain, Rows(many, cuda), half=True) == plain.flash
     assert way(rough, Rows(many, cuda), half=True) == rough.in_one, "flash attention has no masks of ours"
@@ -207,10 +221,12 @@ def test_an_idle_gpu_is_mentioned(tmp_path: Any, monkeypatch: Any, capsys: pytes
         assert any("model.device" in line for line in said.lines) == there
 
 
-def sized(hidden: int, layers: int, head: bool, wide: int | None = None) -> Any:
+def sized(hidden: int, layers: int, head: bool, wide: int | None = None, dropout: float = 0.0) -> Any:
     """What of a base decides how much goes through it at once."""
-    config = SimpleNamespace(hidden_size=hidden, num_hidden_layers=layers, intermediate_size=wide)
-    return SimpleNamespace(model=SimpleNamespace(config=config), head=("classifier",) if head else (), dtype=torch.float32)
+    config = SimpleNamespace(hidden_size=hidden, num_hidden_layers=layers, intermediate_size=wide, num_attention_heads=12)
+    model = torch.nn.Sequential(torch.nn.Dropout(dropout), torch.nn.Linear(1, 10, bias=False))
+    model.config = config
+    return SimpleNamespace(model=model, head=("classifier",) if head else (), dtype=torch.float32)
 
 
 def test_passes_get_smaller_as_models_grow() -> None:
@@ -222,9 +238,33 @@ def test_passes_get_smaller_as_models_grow() -> None:
     assert [column_budget(sized(d, 1, True)) for d in (16, 768, 4096)] == [64, 96, 512]
 
 
-def test_a_gpu_takes_half_of_what_is_free(monkeypatch: Any) -> None:
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80 << 30, 141 << 30))
-    assert token_budget(sized(768, 12, True), torch.device("cuda")) == (40 << 30) // (13 * 768 * 12 * 4)
+def test_a_gpu_takes_half_of_its_memory_beside_the_model(monkeypatch: Any) -> None:
+    """Not of what is free: a run that is resumed beside others makes the same passes. With dropout attention keeps matrices."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 30, (80 << 30) + 40))
+    cuda, token = torch.device("cuda"), 13 * 768 * 12 * 4
+    assert token_budget(sized(768, 12, True), cuda, 128) == (40 << 30) // token
+    assert token_budget(sized(768, 12, True, dropout=0.1), cuda, 128) == (40 << 30) // (token + 3 * 12 * 12 * 128 * 4)
+
+
+def test_on_a_gpu_every_row_of_a_pass_counts_as_the_longest(tmp_path: Any) -> None:
+    from fedquilt.runs.build import build
+
+    built = build(tiny_config(tmp_path, "fltac"))
+    engine: Any = built.engine
+    works = [Work(Job(s, 0, Round(1, 0)), built.view.data(s, 1), built.adapter.init, None, 1, {}) for s in sorted(built.view.slots)]
+    batches = {g: next(engine.sampler.batches(w.job, w.data, 1, engine.heads)) for g, w in enumerate(works)}
+    engine.token_budget = 40
+    for where, padded in ((CPU, False), (META, True)):
+        engine.network = SimpleNamespace(device=where)
+        pieces = engine._pieces(batches)
+        sizes = [len(p.batch) * int(p.batch.lengths.max()) if padded else int(p.batch.lengths.sum()) for p in pieces]
+        assert max(sizes) <= 40
+        assert sum(len(p.batch) for p in pieces) == sum(len(batch) for batch in batches.values())
+        share: dict[int, float] = {}
+        for piece in pieces:
+            for slot, part in zip(piece.slots.tolist(), piece.share.tolist(), strict=True):
+                share[slot] = share.get(slot, 0.0) + part
+        assert share == pytest.approx(dict.fromkeys(batches, 1.0))
 
 
 @pytest.mark.parametrize(("family", "options", "together"), [("lora", {"rank": 16}, 4), ("tt", {"rank": 16, "bottleneck": 8}, 64)])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fedquilt.local import sgd
 from fedquilt.method import compose
 from fedquilt.runs.build import build
 from fedquilt.types import Round
@@ -29,3 +30,15 @@ def test_what_a_client_keeps_is_no_view_of_its_cohort(engine: str, tmp_path: Pat
         assert kept.keys() == {"private", "moments"}
         for x in (*kept["private"].values(), *kept["moments"].values()):
             assert x.untyped_storage().nbytes() == x.numel() * x.element_size()
+
+
+@pytest.mark.parametrize("engine", ["vectorised", "sequential"])
+def test_an_optimiser_without_state_persists_as_nothing(engine: str, tmp_path: Path) -> None:
+    built = build(tiny_config(tmp_path, "fedit", engine=engine))
+    program = compose(replace(built.method, local=sgd(lr=0.1, steps=1, batch=2, memory="persist")), built.adapter.spec)
+    built.engine.client = program.client
+    hub = program.init(built.adapter.init)
+    jobs = program.plan(hub, built.engine.roster(1), Round(1, 0))
+    replies = built.engine.poll(built.engine.submit(jobs, hub.bank))
+    assert len(replies) == len(jobs)
+    assert not any(built.engine.kept.get(job.slot) for job in jobs)

@@ -21,7 +21,6 @@ from fedquilt.privacy import fixed, shamir
 from fedquilt.privacy.fixed import Words
 from fedquilt.privacy.secagg import (
     Client,
-    Keys,
     Opened,
     SecureAggregationError,
     Server,
@@ -111,22 +110,22 @@ def test_uploads_look_uniform_whatever_is_sent() -> None:
     masked = Round(x, {}).upload()
     for vector in (*masked.values(), masked[1] - masked[3]):
         counts = np.bincount(np.frombuffer(vector.tobytes(), dtype=np.uint8), minlength=256)
-        assert 1e-4 < chisquare(counts).pvalue < 1 - 1e-4
+        assert chisquare(counts).pvalue > 1e-9
     plain = np.bincount(np.frombuffer(x[1].tobytes(), dtype=np.uint8), minlength=256)
     assert chisquare(plain).pvalue == 0, "the test sees what is not masked"
 
 
 def test_a_late_upload_of_a_client_taken_for_gone_stays_hidden() -> None:
     """The server then knows all its pair masks; its own mask is left."""
-    these = Round(words(3, 1000), {})
-    late = these.upload()[3]
-    key = these.clients[3]._masks
-    for other in (1, 2):
-        late = late - pair_mask(key, these.server.keys[other].masks, SESSION, 3, other, 1000)
-    assert np.array_equal(late - these.x[3], stream(these.clients[3]._seed, 1000))
-    opened = these.clients[1].unmask([1, 2])
-    assert set(opened.seeds) == {1, 2}
-    assert set(opened.keys) == {3}, "never both of one client"
+    these = Round(words(4, 1000), {})
+    late = these.upload()[4]
+    key = these.clients[4]._masks
+    for other in (1, 2, 3):
+        late = late - pair_mask(key, these.server.keys[other].masks, SESSION, 4, other, 1000)
+    assert np.array_equal(late - these.x[4], stream(these.clients[4]._seed, 1000))
+    opened = these.clients[1].unmask([1, 2, 3])
+    assert set(opened.seeds) == {1, 2, 3}
+    assert set(opened.keys) == {4}, "never both of one client"
 
 
 def test_masks_of_two_rounds_and_two_pairs_differ() -> None:
@@ -151,21 +150,42 @@ def test_known_answers() -> None:
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 
-def test_a_threshold_that_is_no_majority_is_refused() -> None:
-    with pytest.raises(SecureAggregationError, match="at least 3"):
-        Round(words(4), {}, threshold=2).upload()
+def test_a_threshold_that_is_too_small_is_refused() -> None:
+    assert [least(n) for n in (1, 2, 3, 4, 5, 6, 9, 100)] == [2, 2, 3, 3, 4, 5, 7, 67]
+    with pytest.raises(SecureAggregationError, match="at least 4"):
+        Round(words(5), {}, threshold=3).upload()
+
+
+def test_a_client_opens_no_more_keys_than_may_be_missing() -> None:
+    these = Round(words(6), {})
+    these.upload()
+    with pytest.raises(QuorumError):
+        these.clients[1].unmask([1, 2, 3, 4])
+    assert len(these.clients[1].unmask([1, 2, 3, 4, 5]).keys) == 1 == 6 - least(6)
+
+
+@pytest.mark.parametrize("n", range(2, 60))
+def test_two_thirds_are_too_many_for_a_server_that_tells_clients_different_things(n: int) -> None:
+    """To read the vector of a client whom it told of t - 1 others only, it needs t shares of each of their keys; each of the n - 1
+    others opens n - t keys at most (the test above). A majority of five would be few enough."""
+
+    def possible(t: int) -> bool:
+        return t * (t - 1) <= (n - 1) * (n - t)
+
+    assert not possible(least(n))
+    assert n != 5 or possible(3)
 
 
 def test_too_few_are_refused_in_every_phase() -> None:
     x = words(5)
     for phase, said in ((2, "shared secrets"), (3, "sent their upload"), (4, "opened masks")):
-        with pytest.raises(QuorumError, match=f"2 clients {said}, 3 are needed"):
+        with pytest.raises(QuorumError, match=f"2 clients {said}, 4 are needed"):
             Round(x, dict.fromkeys((1, 2, 3), phase)).total()
 
 
 def test_every_phase_is_answered_once_and_in_order() -> None:
     """Two vectors behind one mask would tell their difference, two answers in the last phase both masks of a client."""
-    these = Round(words(3), {})
+    these = Round(words(4), {})
     client, x = these.clients[1], these.x[1]
     with pytest.raises(SecureAggregationError, match="phase 3 was asked for after phase 1"):
         client.masked(x, {})
@@ -173,51 +193,86 @@ def test_every_phase_is_answered_once_and_in_order() -> None:
     for ask in (lambda: client.shares(these.server.keys), lambda: client.masked(x, {})):
         with pytest.raises(SecureAggregationError, match="answered once"):
             ask()
-    for wrong in ([2, 3], [1, 2, 4]):
+    for wrong in ([2, 3, 4], [1, 2, 5]):
         with pytest.raises(SecureAggregationError, match="none of this round, or without my own"):
             client.unmask(wrong)
     client.unmask(masked)
     with pytest.raises(SecureAggregationError, match="answered once"):
-        client.unmask([1, 2])
+        client.unmask([1, 2, 3])
 
 
 def test_shares_are_for_one_pair_and_session() -> None:
-    clients = {c: Client(c, SESSION, 2) for c in (1, 2, 3)}
+    """And after a refusal nothing of it is kept."""
+    clients = {c: Client(c, SESSION, 3) for c in (1, 2, 3, 4)}
     keys = {c: client.keys() for c, client in clients.items()}
     sent = {c: client.shares(keys) for c, client in clients.items()}
     x = np.zeros(1, dtype=np.uint64)
     flipped = sent[2][1][:-1] + bytes([sent[2][1][-1] ^ 1])
-    good = {3: sent[3][1]}
-    for received in ({2: sent[2][3]}, {2: sent[3][1]}, {2: flipped}, {2: b""}, {1: sent[2][1]}, {7: sent[2][1]}):
+    good = {3: sent[3][1], 4: sent[4][1]}
+    for bad in ({2: sent[2][3]}, {2: sent[3][1]}, {2: flipped}, {2: b""}, {1: sent[2][1]}, {7: sent[2][1]}):
         with pytest.raises(SecureAggregationError, match=r"damaged|no keys"):
-            clients[1].masked(x, good | received)
+            clients[1].masked(x, good | bad)
     clients[1].session = b"another"
     with pytest.raises(SecureAggregationError, match="damaged"):
         clients[1].masked(x, good)
+    assert set(clients[1]._held) == {1}
     clients[1].session = SESSION
-    clients[1].masked(x, good | {2: sent[2][1]})
+    clients[1].masked(x, good)
+    assert not clients[1].unmask([1, 3, 4]).keys, "client 2 was none of this client's partners"
+
+
+@pytest.mark.parametrize("x", [np.zeros((2, 2), np.uint64), np.zeros(2, np.int64), np.zeros(2), np.array(3, np.uint64)])
+def test_only_vectors_of_words_are_masked(x: Words) -> None:
+    """Rows of a matrix would share a mask, and their difference would show."""
+    with pytest.raises(ValueError, match="want a vector of uint64"):
+        Round({1: x, 2: x}, {}).upload()
+
+
+def test_who_sent_a_key_that_is_none_is_named() -> None:
+    these = Round(words(3), {})
+    keys = {c: client.keys() for c, client in these.clients.items()}
+    with pytest.raises(SecureAggregationError, match="client 2's public key is none"):
+        these.clients[1].shares({**keys, 2: keys[2]._replace(shares=bytes(32))})
+    odd = {**keys, 2: keys[2]._replace(masks=bytes(32))}
+    sent = {c: client.shares(odd if c == 1 else keys) for c, client in these.clients.items()}
+    with pytest.raises(SecureAggregationError, match="client 2's public key is none"):
+        these.clients[1].masked(these.x[1], {2: sent[2][1], 3: sent[3][1]})
+
+
+def test_the_server_leaves_out_who_did_not_share_with_all_and_refuses_odd_uploads() -> None:
+    these = Round(words(4), {})
+    keys = these.server.collect_keys({c: client.keys() for c, client in these.clients.items()})
+    shares = {c: client.shares(keys) for c, client in these.clients.items()}
+    del shares[4][1]
+    routed = these.server.route(shares)
+    assert {to: set(found) for to, found in routed.items()} == {1: {2, 3}, 2: {1, 3}, 3: {1, 2}}
+    masked = {c: these.clients[c].masked(these.x[c], routed[c]) for c in (1, 2, 3)}
+    opened = {c: these.clients[c].unmask(masked) for c in (1, 2, 3)}
+    for odd in ({**masked, 3: masked[3][:-1]}, {**masked, 4: masked[3]}):
+        with pytest.raises(SecureAggregationError, match="strangers, or of different sizes"):
+            these.server.total(odd, opened)
+    assert np.array_equal(these.server.total(masked, opened), expected(these.x, (1, 2, 3)))
 
 
 def test_keys_that_are_not_mine_or_come_twice_are_refused() -> None:
     mine, other, third = (Client(c, SESSION, 2) for c in (1, 2, 3))
-    twice = Keys(other.keys().masks, other.keys().masks)
+    twice = other.keys()._replace(shares=other.keys().masks)
     swapped, same = {1: other.keys(), 2: mine.keys()}, {1: mine.keys(), 2: mine.keys()}
     for keys in (swapped, same, {2: other.keys(), 3: third.keys()}, {1: mine.keys(), 2: twice}):
         with pytest.raises(SecureAggregationError, match="keys are missing"):
             mine.shares(keys)
 
 
-def test_a_wrong_share_is_found_out() -> None:
-    for part in ("seeds", "keys"):
-        these = Round(words(3), {3: 3})
-        masked = these.upload()
-        opened = {c: these.clients[c].unmask(masked) for c in these.there(4)}
-        shares = {"seeds": dict(opened[1].seeds), "keys": dict(opened[1].keys)}
-        of = 1 if part == "seeds" else 3
-        shares[part].pop(of)
-        with pytest.raises(SecureAggregationError, match="incomplete"):
-            these.server.total(masked, {**opened, 1: Opened(**shares)})
-    shares["keys"][3] = bytes(shamir.SIZE)
+@pytest.mark.parametrize(("part", "of"), [("seeds", 1), ("keys", 4)])
+@pytest.mark.parametrize("how", ["missing", "another", "one bit"])
+def test_a_wrong_share_is_found_out(part: str, of: int, how: str) -> None:
+    these = Round(words(4), {4: 3})
+    masked = these.upload()
+    opened = {c: these.clients[c].unmask(masked) for c in these.there(4)}
+    shares = {"seeds": dict(opened[1].seeds), "keys": dict(opened[1].keys)}
+    right = shares[part].pop(of)
+    if how != "missing":
+        shares[part][of] = bytes(shamir.SIZE) if how == "another" else right[:-1] + bytes([right[-1] ^ 1])
     with pytest.raises(SecureAggregationError, match=r"incomplete|do not give"):
         these.server.total(masked, {**opened, 1: Opened(**shares)})
 

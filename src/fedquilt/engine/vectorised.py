@@ -74,12 +74,12 @@ class VectorisedEngine(InProcess):
             active = steps > step
             batches = {g: next(streams[g]) for g in torch.nonzero(active).flatten().tolist()}
             grads, losses = self._gradients(x, frozen, batches)
-            x, moments = local.step(x, grads, moments, local.rate(now), active.to(total.device))
+            x, moments = local.step(x, grads, moments, local.rate(now), active.to(total.device, non_blocking=True))
             total += losses
             self.tick(len(batches))
         means = (total.cpu() / steps).tolist()
         x, delta, moments = (tree.map_leaves(Tensor.cpu, stack) for stack in (x, tree.sub(x, begun), moments))
-        kept = tree.unstack(moments) if local.memory == "persist" else [{}] * len(works)
+        kept = tree.unstack(moments) if moments and local.memory == "persist" else [{}] * len(works)
         return [Trained(*own) for own in zip(tree.unstack(x), tree.unstack(delta), kept, means, strict=True)]
 
     def look(self, how: Look, works: Sequence[Work]) -> list[Tensor]:
@@ -105,10 +105,10 @@ class VectorisedEngine(InProcess):
         device = self.network.device
         losses = torch.zeros(tree.length(x) if x else 0, dtype=torch.float64, device=device)
         for piece in self._pieces(batches):
-            slots = piece.slots.to(device)
+            slots = piece.slots.to(device, non_blocking=True)
             leaves = {key: tensor[slots].requires_grad_() for key, tensor in x.items()}
             still = {key: tensor[slots] for key, tensor in frozen.items()}
-            loss = self.network.losses({**still, **leaves}, piece.batch) * piece.share.to(device)
+            loss = self.network.losses({**still, **leaves}, piece.batch) * piece.share.to(device, non_blocking=True)
             got = torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
             for key, grad in zip(leaves, got, strict=True):
                 grads[key].index_add_(0, slots, grad)
@@ -119,15 +119,20 @@ class VectorisedEngine(InProcess):
         """Whole slots until the token budget is full; a slot above it is cut by rows."""
         pieces: list[Piece] = []
         bundle: list[tuple[int, Batch]] = []
-        tokens = 0
         for slot, batch in batches.items():
-            size = int(batch.lengths.sum()) + self.virtual * len(batch)
-            if bundle and (tokens + size > self.token_budget or len(bundle) == self.together):
+            more = [*bundle, (slot, batch)]
+            if bundle and (self._tokens(more) > self.token_budget or len(bundle) == self.together):
                 pieces += self._bundle(bundle)
-                bundle, tokens = [], 0
-            bundle.append((slot, batch))
-            tokens += size
+                more = more[-1:]
+            bundle = more
         return pieces + self._bundle(bundle)
+
+    def _tokens(self, bundle: list[tuple[int, Batch]]) -> int:
+        """Of a pass; on a GPU, where attention may be padded, every row counts as the longest."""
+        rows = sum(len(batch) for _, batch in bundle)
+        if self.network.device.type == "cpu":
+            return sum(int(batch.lengths.sum()) for _, batch in bundle) + self.virtual * rows
+        return rows * (max(int(batch.lengths.max()) for _, batch in bundle) + self.virtual)
 
     def _bundle(self, bundle: list[tuple[int, Batch]]) -> list[Piece]:
         slots = torch.tensor([slot for slot, _ in bundle])
@@ -136,5 +141,6 @@ class VectorisedEngine(InProcess):
         if self.one_by_one or len(bundle) > 1:
             return [Piece(slots, whole, torch.ones(len(bundle)))]
         return [
-            Piece(slots, piece, torch.tensor([len(piece) / len(whole)])) for piece in cut(whole, self.token_budget, self.virtual)
+            Piece(slots, piece, torch.tensor([len(piece) / len(whole)]))
+            for piece in cut(whole, self.token_budget, self.virtual, padded=self.network.device.type != "cpu")
         ]

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from importlib.util import find_spec
+from inspect import signature
 from typing import Any
 
 import torch
@@ -54,22 +56,25 @@ class Rows:
     def padded(self) -> Tensor:
         """Every token's place ``[T]`` among n times longest."""
         row = torch.repeat_interleave(torch.arange(len(self.lengths)), self.lengths)
-        return (row * self.longest + self.place).to(self.device)
+        return self._there(row * self.longest + self.place)
 
     @cached_property
     def present(self) -> Tensor:
         """Which of the padded keys are tokens ``[n, longest]``."""
-        return (torch.arange(self.longest) < self.lengths[:, None]).to(self.device)
+        return self._there(torch.arange(self.longest) < self.lengths[:, None])
 
     @cached_property
     def ends(self) -> Tensor:
         """0 and where each row ends ``[n + 1]`` int32."""
-        return F.pad(torch.cumsum(self.lengths, 0), (1, 0)).int().to(self.device)
+        return self._there(F.pad(torch.cumsum(self.lengths, 0), (1, 0)).int())
 
     @cached_property
     def singles(self) -> Tensor:
         """The same for rows of one token."""
-        return torch.arange(len(self.lengths) + 1, dtype=torch.int32).to(self.device)
+        return self._there(torch.arange(len(self.lengths) + 1, dtype=torch.int32))
+
+    def _there(self, x: Tensor) -> Tensor:
+        return x.to(self.device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -199,6 +204,16 @@ Way = Callable[..., Tensor]
 
 def way(attention: Attention, rows: Rows, *, half: bool) -> Way:
     """How to compute it on the device of the rows. ``half``: bfloat16 is wanted."""
-    if rows.device.type == "cpu" or len(rows.groups) == 1:
-        return attention.by_length
-    return attention.flash if half and attention.plain and rows.device.type == "cuda" else attention.in_one
+    if half and attention.plain and rows.device.type == "cuda" and has_flash():
+        return attention.flash
+    return attention.by_length if rows.device.type == "cpu" or len(rows.groups) == 1 else attention.in_one
+
+
+@cache
+def has_flash() -> bool:
+    """Whether this torch has attention for ragged rows with shared key heads."""
+    if find_spec("torch.nn.attention.varlen") is None:
+        return False
+    from torch.nn.attention.varlen import varlen_attn
+
+    return {"scale", "window_size", "enable_gqa"} <= set(signature(varlen_attn).parameters)

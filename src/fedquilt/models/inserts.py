@@ -112,7 +112,8 @@ class Owners:
             owner = self.of(per)
             index, device = torch.sort(owner, stable=True).indices, self.device
             adapters, counts = torch.unique_consecutive(owner[index], return_counts=True)
-            self._orders[per] = Order(index.to(device), torch.argsort(index).to(device), adapters.tolist(), counts.tolist())
+            forth, back = (x.to(device, non_blocking=True) for x in (index, torch.argsort(index)))
+            self._orders[per] = Order(forth, back, adapters.tolist(), counts.tolist())
         return self._orders[per]
 
 

@@ -9,6 +9,10 @@ from torch.nn import functional as F
 from fedquilt.types import Batch
 
 
+def _there(x: Tensor, like: Tensor) -> Tensor:
+    return x.to(like.device, non_blocking=True)
+
+
 def row_losses(logits: Tensor, labels: Tensor, classes: Tensor) -> Tensor:
     """Loss of every row ``[n]`` from ``logits [n, C]``; labels and classes are on the host.
 
@@ -17,31 +21,33 @@ def row_losses(logits: Tensor, labels: Tensor, classes: Tensor) -> Tensor:
     """
     width = logits.shape[1]
     outside = torch.arange(width).unsqueeze(0) >= classes.unsqueeze(1)
-    masked = logits.masked_fill(outside.to(logits.device), float("-inf"))
+    masked = logits.masked_fill(_there(outside, logits), float("-inf"))
     regression = classes == 1
     target = torch.where(regression, torch.zeros_like(labels), labels).long()
-    entropy = F.cross_entropy(masked, target.to(logits.device), reduction="none")
+    entropy = F.cross_entropy(masked, _there(target, logits), reduction="none")
     if not bool(regression.any()):
         return entropy
-    return torch.where(regression.to(logits.device), (logits[:, 0] - labels.to(logits)).square(), entropy)
+    return torch.where(_there(regression, logits), (logits[:, 0] - _there(labels.to(logits.dtype), logits)).square(), entropy)
 
 
 def slot_means(rows: Tensor, owner: Tensor, slots: int) -> Tensor:
     """Mean of ``rows [n]`` per owner (on the host): ``[slots]`` (0 for an owner without rows)."""
-    count = torch.bincount(owner, minlength=slots).clamp(min=1).to(rows.device)
-    return rows.new_zeros(slots).index_add(0, owner.to(rows.device), rows) / count
+    count = _there(torch.bincount(owner, minlength=slots).clamp(min=1), rows)
+    return rows.new_zeros(slots).index_add(0, _there(owner, rows), rows) / count
 
 
-def cut(batch: Batch, budget: int, extra: int = 0) -> list[Batch]:
+def cut(batch: Batch, budget: int, extra: int = 0, *, padded: bool = False) -> list[Batch]:
     """Rows of similar length together, about ``budget`` tokens at a time; the batch itself where it fits.
 
-    ``extra``: virtual tokens that the model puts before every row.
+    ``extra``: virtual tokens that the model puts before every row; ``padded``: every row counts as the longest.
 
     The mean loss of the batch is the sum of the pieces' means, each times its share of the rows.
     """
     lengths = batch.lengths + extra
+    if padded:
+        lengths = torch.full_like(lengths, int(lengths.max()))
     if int(lengths.sum()) <= budget:
         return [batch]
-    order = torch.sort(lengths, stable=True).indices
+    order = torch.sort(batch.lengths, stable=True).indices
     part = (torch.cumsum(lengths[order], 0) - 1) // budget
     return [batch.pick(order[part == p]) for p in torch.unique(part).tolist()]

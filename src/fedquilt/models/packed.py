@@ -140,9 +140,12 @@ class Packed(nn.Module, ABC):
             name: (stack[f"{name}/lora_A"].flatten(0, 1), stack[f"{name}/lora_B"].transpose(0, 1).flatten(1))
             for name in self.adapter.modules
         }
-        columns = torch.arange(g).repeat_interleave(r)
+        if g == 1:
+            self.current.member = None
+            return
+        columns = torch.arange(g, device=self.device).repeat_interleave(r, output_size=g * r)
         dtype = next(iter(stack.values())).dtype
-        self.current.member = None if g == 1 else self.there((owner[:, None] == columns).to(dtype) * self.current.scale)
+        self.current.member = (self.there(owner)[:, None] == columns).to(dtype) * self.current.scale
 
     def _begun(self, batch: Batch) -> Batch:
         """The rows as the model reads them: with their virtual tokens."""

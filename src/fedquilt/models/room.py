@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from fedquilt.models.loading import Base
 
@@ -12,7 +13,7 @@ TOKEN_BUDGET = 6000
 # costs more than a larger batch saves.
 COLUMN_BUDGET = 64
 ACTIVATION_BYTES = 1 << 30  # on the host
-GPU_SHARE = 0.5  # of a GPU's free memory
+GPU_SHARE = 0.5  # of a GPU's memory beside the model
 LEAST = 256  # tokens
 # What a process holds after passes of many sizes, over what one pass keeps: the allocator does not give freed blocks back.
 ALLOCATOR = 2.5
@@ -38,14 +39,24 @@ def pass_bytes(base: Base) -> int:
     return (8 * hidden + 3 * wide) * base.dtype.itemsize
 
 
-def token_budget(base: Base, device: torch.device) -> int:
+def token_budget(base: Base, device: torch.device, longest: int = 0) -> int:
     """Tokens of one training pass: as many as are of use, or as there is room for.
 
-    On a GPU, where large passes pay, half the memory that is free once the model is there.
+    On a GPU, where large passes pay, half of its memory without the model's; not of what is free just now, so that a run that is
+    resumed makes the same passes. Attention may be padded there and its dropout keeps matrices of up to ``longest`` tokens.
     """
     if device.type == "cuda":
-        return max(LEAST, int(torch.cuda.mem_get_info(device)[0] * GPU_SHARE) // token_bytes(base))
+        model = sum(x.numel() * x.element_size() for x in base.model.parameters())
+        room = int((torch.cuda.mem_get_info(device)[1] - model) * GPU_SHARE)
+        return max(LEAST, room // (token_bytes(base) + probability_bytes(base, longest)))
     return max(LEAST, min(TOKEN_BUDGET, ACTIVATION_BYTES // token_bytes(base)))
+
+
+def probability_bytes(base: Base, longest: int) -> int:
+    """Of one token: probabilities of attention, their mask and their product, where they have dropout; else none is kept."""
+    config = base.model.config
+    dropped = any(isinstance(module, nn.Dropout) and module.p > 0 for module in base.model.modules())
+    return 3 * int(config.num_hidden_layers) * int(config.num_attention_heads) * longest * base.dtype.itemsize * dropped
 
 
 def column_budget(base: Base) -> int:

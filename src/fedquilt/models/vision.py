@@ -113,7 +113,7 @@ def pixels(batch: Batch, how: Transform | None, dtype: torch.dtype, device: torc
     x = batch.pixels.to(device, non_blocking=True).to(dtype)  # bytes travel, not numbers
     if batch.pixels.dtype == torch.uint8:
         x = x / 255
-    mean, std = (torch.tensor(values, dtype=dtype)[:, None, None].to(x.device) for values in (how.mean, how.std))
+    mean, std = (torch.tensor(values, dtype=dtype)[:, None, None].to(x.device, non_blocking=True) for values in (how.mean, how.std))
     return (x - mean) / std
 
 

@@ -13,14 +13,18 @@ Four phases; a client may leave before any of them, and all work on who is left:
     unmask   of those whose upload arrived the shares of the own mask's seed, of those who left the shares of the pair masks' key
 
 Keys are X25519, masks the key stream of ChaCha20 under a key derived by HKDF-SHA256 for this session and pair, shares travel under
-ChaCha20-Poly1305. Where we differ: sums are modulo 2^64, so that fixed-point numbers add exactly; the threshold must be a majority,
-so that a server cannot have two disjoint parts of the clients open the two masks of one of them. Keys are not signed: who can
-replace messages between the clients and the server (the transport must not let anybody) can read; a server that lies about who
-left is not found out, but clients give one set of shares per round only.
+ChaCha20-Poly1305. Where we differ: sums are modulo 2^64, so that fixed-point numbers add exactly; the threshold is more than two
+thirds of the clients, not what the server wants; seeds are committed to by their hash, so that a wrong share is found out.
+
+What it does not give: keys are not signed, so whoever can replace messages between clients and server (the transport must not let
+anybody) can read; and there is no round in which clients compare what they were told, so nothing is promised against a server that
+tells them different things about who is there. With a majority as the threshold such a server can read one client's vector; with
+two thirds that takes more shares than clients give.
 """
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -47,10 +51,11 @@ class SecureAggregationError(FedquiltError):
 
 
 class Keys(NamedTuple):
-    """Public keys of a client, 32 bytes each."""
+    """Public keys of a client, and the hash of its own mask's seed; 32 bytes each."""
 
     masks: bytes
     shares: bytes
+    seed: bytes
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,13 @@ class Opened:
 
 
 def least(clients: int) -> int:
-    """The smallest threshold that is safe: a majority."""
-    return clients // 2 + 1
+    """The smallest threshold that clients accept: more than two thirds, and two (the sum of one is what it sent)."""
+    return max(2, 2 * clients // 3 + 1)
+
+
+def digest(seed: bytes) -> bytes:
+    """What a client commits to its seed by."""
+    return hashlib.sha256(b"fedquilt seed " + seed).digest()
 
 
 def stream(key: bytes, size: int) -> Words:
@@ -73,10 +83,17 @@ def stream(key: bytes, size: int) -> Words:
 
 
 def agree(own: X25519PrivateKey, other: bytes, session: bytes, purpose: str, pair: tuple[int, int]) -> bytes:
-    """A key of 32 bytes that two clients share, for one session, purpose and pair (in ascending order)."""
+    """A key of 32 bytes that ``pair[0]``, whose ``own`` is, and ``pair[1]`` share, for one session and purpose.
+
+    Raises:
+        SecureAggregationError: the other one's public key is none.
+    """
     low, high = sorted(pair)
     info = f"fedquilt {purpose} {low} {high} ".encode() + session
-    shared = own.exchange(X25519PublicKey.from_public_bytes(other))
+    try:
+        shared = own.exchange(X25519PublicKey.from_public_bytes(other))
+    except ValueError as error:  # of another size, or of small order
+        raise SecureAggregationError(f"client {pair[1]}'s public key is none", where="secure aggregation") from error
     return HKDF(algorithm=SHA256(), length=32, salt=None, info=info).derive(shared)
 
 
@@ -99,19 +116,19 @@ class Client:
 
     def keys(self) -> Keys:
         """Phase 1."""
-        return Keys(self._masks.public_key().public_bytes_raw(), self._shares.public_key().public_bytes_raw())
+        return Keys(self._masks.public_key().public_bytes_raw(), self._shares.public_key().public_bytes_raw(), digest(self._seed))
 
     def shares(self, keys: Mapping[int, Keys]) -> dict[int, bytes]:
         """Phase 2: encrypted shares for every other client, from the keys of all.
 
         Raises:
             QuorumError: fewer clients than the threshold.
-            SecureAggregationError: asked twice, a threshold that is no majority, or keys that are missing, repeated or not mine.
+            SecureAggregationError: asked twice, a threshold that is too small, or keys that are missing, repeated or not mine.
         """
         self._next(2)
         self._enough(keys, "sent keys")
         if self.threshold < least(len(keys)):
-            what = f"a threshold of {self.threshold} for {len(keys)} clients is no majority"
+            what = f"a threshold of {self.threshold} for {len(keys)} clients is too small"
             raise SecureAggregationError(what, where=f"client {self.number}", fix=f"at least {least(len(keys))}")
         every = [key for both in keys.values() for key in both]
         if keys.get(self.number) != self.keys() or len(set(every)) != len(every):
@@ -121,21 +138,24 @@ class Client:
         seed = shamir.split(self._seed, holders, self.threshold)
         key = shamir.split(self._masks.private_bytes_raw(), holders, self.threshold)
         self._held[self.number] = seed[self.number] + key[self.number]
+        sealed = {to: self._seal(to, seed[to] + key[to]) for to in holders if to != self.number}
         self._phase = 2
-        return {to: self._seal(to, seed[to] + key[to]) for to in holders if to != self.number}
+        return sealed
 
     def masked(self, x: Words, received: Mapping[int, bytes]) -> Words:
         """Phase 3: ``x [d]`` behind the masks; ``received``: the encrypted shares of all other clients that sent some.
 
         Raises:
+            ValueError: ``x`` is no vector of unsigned 64-bit integers.
             QuorumError: fewer clients than the threshold.
             SecureAggregationError: shares of a stranger, or that were not made for this client, pair and session; asked twice: two
                 vectors behind one mask would tell their difference.
         """
+        if x.dtype != np.uint64 or x.ndim != 1:  # rows of a matrix would share a mask
+            raise ValueError(f"x is {x.dtype} of {x.ndim} dimensions, want a vector of uint64")
         self._next(3)
         self._enough([*received, self.number], "shared secrets")
-        for sender, sealed in received.items():
-            self._held[sender] = self._open(sender, sealed)
+        self._held |= {sender: self._open(sender, sealed) for sender, sealed in received.items()}
         total = x + stream(self._seed, len(x))
         for other in sorted(received):
             total += pair_mask(self._masks, self._keys[other].masks, self.session, self.number, other, len(x))
@@ -206,8 +226,9 @@ class Server:
         return self.keys
 
     def route(self, shares: Mapping[int, Mapping[int, bytes]]) -> dict[int, dict[int, bytes]]:
-        """Phase 2: sender -> (receiver -> shares) to receiver -> (sender -> shares), among those who sent shares."""
-        self.sharing = set(self._enough(shares, "shared secrets"))
+        """Phase 2: sender -> (receiver -> shares) to receiver -> (sender -> shares), among those who sent shares for all others."""
+        whole = {sender: sent for sender, sent in shares.items() if set(sent) == set(self.keys) - {sender}}
+        self.sharing = set(self._enough(whole, "shared secrets"))
         return {to: {sender: shares[sender][to] for sender in sorted(self.sharing) if sender != to} for to in sorted(self.sharing)}
 
     def total(self, masked: Mapping[int, Words], opened: Mapping[int, Opened]) -> Words:
@@ -215,15 +236,20 @@ class Server:
 
         Raises:
             QuorumError: fewer uploads, or fewer clients that opened masks, than the threshold.
-            SecureAggregationError: shares that are missing or belong to no secret.
+            SecureAggregationError: uploads of strangers or of different sizes; shares that are missing or wrong.
         """
         self._enough(masked, "sent their upload")
+        if set(masked) - self.sharing or len({(vector.dtype, vector.shape) for vector in masked.values()}) != 1:
+            raise SecureAggregationError("uploads of strangers, or of different sizes", where="secure aggregation")
         holders = sorted(self._enough(opened, "opened masks"))[: self.threshold]
         by, size = shamir.weights(holders), len(next(iter(masked.values())))
         result = np.zeros(size, dtype=np.uint64)
         for client in sorted(masked):
             result += masked[client]
-            result -= stream(self._secret({h: opened[h].seeds for h in holders}, client, by), size)
+            seed = self._secret({h: opened[h].seeds for h in holders}, client, by)
+            if digest(seed) != self.keys[client].seed:
+                raise SecureAggregationError(f"shares of client {client}'s seed do not give its seed", where="secure aggregation")
+            result -= stream(seed, size)
         for gone in sorted(self.sharing - set(masked)):
             key = X25519PrivateKey.from_private_bytes(self._secret({h: opened[h].keys for h in holders}, gone, by))
             if key.public_key().public_bytes_raw() != self.keys[gone].masks:

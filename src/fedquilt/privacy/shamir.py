@@ -52,7 +52,7 @@ def join(shares: Mapping[int, bytes], by: Mapping[int, int]) -> bytes:
     """The secret from the shares of ``by``'s holders; ``by``: their :func:`weights`, as many as the threshold.
 
     Raises:
-        ValueError: shares that belong to no secret of 32 bytes: too few, or a wrong one.
+        ValueError: shares that belong to no secret of 32 bytes. (Most wrong ones give another secret: compare a hash.)
     """
     secret = sum(int.from_bytes(shares[holder], "big") * weight for holder, weight in by.items()) % PRIME
     if secret >> 256:

@@ -179,7 +179,10 @@ def assemble(config: RunConfig, base: Base, tasks: Mapping[str, Task], parts: Pa
     options: dict[str, Any] = {"cohort": config.cohort, "tick": tick, "fingerprint": look}
     if engine_class.packed:
         options |= {"one_by_one": not batches_adapters(base, adapter), "virtual": adapter.virtual}
-        options |= {"token_budget": token_budget(base, runner.device), "column_budget": column_budget(base)}
+        options |= {
+            "token_budget": token_budget(base, runner.device, config.model.max_length),
+            "column_budget": column_budget(base),
+        }
     engine = engine_class(view, adapter.spec, program.client, runner, config.seed, **options)
     texts = None
     if not base.head:

@@ -30,12 +30,16 @@ def held(built: Built) -> int:
 
 
 def training(built: Built) -> int:
-    """Activations of the largest pass."""
+    """Activations of the largest pass, on the host."""
+    if built.network.device.type != "cpu":
+        return 0
     return int(tokens(built.engine, built) * token_bytes(built.base) * ALLOCATOR)
 
 
 def tokens(engine: InProcess, built: Built) -> int:
     """Tokens of the largest pass: those of the largest batches side by side, as far as the engine takes them together."""
+    if getattr(engine, "one_by_one", False):  # never cut
+        return max(batch_tokens(built, slot) for slot in built.view.slots)
     sizes = sorted((batch_tokens(built, slot) for slot in built.view.slots), reverse=True)
     together = min(getattr(engine, "together", 1), built.config.cohort)
     budget = getattr(engine, "token_budget", sizes[0])
