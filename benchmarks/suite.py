@@ -3,9 +3,9 @@
     python benchmarks/suite.py [--only speed engine ...] [--laps 5] [--out benchmarks/results]
 
 Runs the other scripts one after the other, each as a process of its own that alternates what it compares lap by lap, and writes
-what they print to OUT/<processor>-<cores>.md with the machine, the versions and the commands; what is not run again stays there. A script that fails is named there
-and at the end; the others still run. grid.py, fedtt.py and cross_device.py train for hours and are not among them; gpu.py is where
-there is a GPU.
+what they print to OUT/<processor>-<cores>.md with the machine, the versions and the commands; what is not run again stays there. A
+script that fails is named there and at the end; the others still run. grid.py, fedtt.py and cross_device.py train for hours and are
+not among them; gpu.py is where there is a GPU.
 """
 
 from __future__ import annotations
