@@ -19,7 +19,7 @@ from fedquilt.runs import registry
 from fedquilt.runs.build import assemble
 from fedquilt.runs.config import RunConfig
 from fedquilt.testing import SIZES, Outcome, agree, check_method, run_tiny, tiny_base, tiny_config, tiny_partition, tiny_tasks
-from fedquilt.types import Job, Round, Stack
+from fedquilt.types import Job, Round, Stack, State
 
 METHODS = registry.names("fedquilt.methods")
 TRAINS = {"rank": 2, "bottleneck": 8}
@@ -113,14 +113,14 @@ def plant(monkeypatch: pytest.MonkeyPatch, name: str, engine: type) -> None:
 
 
 def wrong_by(amount: float, name_of_leaf: str = "lora_B") -> Callable[[list[Trained]], list[Trained]]:
-    """One slot's trained state, one scalar of it, off by ``amount``."""
+    """What one slot has learnt, one scalar of it, off by ``amount``."""
 
     def change(results: list[Trained]) -> list[Trained]:
-        state = dict(results[-1].state)
-        key = next(key for key in sorted(state) if name_of_leaf in key)
-        off = state[key].clone()
+        delta = dict(results[-1].delta)
+        key = next(key for key in sorted(delta) if name_of_leaf in key)
+        off = delta[key].clone()
         off.view(-1)[0] += amount
-        return [*results[:-1], results[-1]._replace(state={**state, key: off})]
+        return [*results[:-1], results[-1]._replace(delta={**delta, key: off})]
 
     return change
 
@@ -160,9 +160,9 @@ class Mad(VectorisedEngine):
 class Dropping(VectorisedEngine):
     """Dropout masks that both engines should agree on, but of another seed."""
 
-    def _work(self, job: Job, bank: Stack) -> Work:
+    def _work(self, job: Job, row: State) -> Work:
         self.sampler.seed += 0 if self.issued else 1
-        return super()._work(job, bank)
+        return super()._work(job, row)
 
 
 @pytest.mark.parametrize("model", ["vit", "dinov2"])
