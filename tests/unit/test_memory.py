@@ -26,6 +26,8 @@ def test_tokens_are_those_of_the_largest_batches_up_to_the_budget(tmp_path: Path
     assert memory.tokens(engine, built) == sum(sorted(sizes)[-2:])
     engine.token_budget = 7
     assert memory.tokens(engine, built) == 7
+    engine.one_by_one = True
+    assert memory.tokens(engine, built) == max(sizes), "never cut"
 
 
 def test_the_peak_adds_what_is_held_the_larger_pass_and_the_slots(tmp_path: Path, monkeypatch: Any) -> None:
