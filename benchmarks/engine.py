@@ -17,14 +17,15 @@ import argparse
 import copy
 import os
 import statistics
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
+from grid import row as line
+from laps import laps_of
 from speed import CONFIGS, NEAR, Loop, wide, works
 from torch import Tensor
 
@@ -39,7 +40,6 @@ from fedquilt.runs.build import Built, assemble, build, load_tasks, make_partiti
 from fedquilt.runs.config import RunConfig, load_config
 from fedquilt.types import Batch, Stack
 
-K = TypeVar("K")
 CLIENTS = (10, 100, 1000)
 OPTIONS = {
     "lora": ("adapter.rank=1",),
@@ -88,22 +88,10 @@ def whole_round(built: Built) -> None:
     drive.run(built.program.init(built.adapter.init))
 
 
-def laps_of(ways: Mapping[K, Callable[[], object]], laps: int) -> dict[K, list[float]]:
-    """Seconds of every lap; one to warm up."""
-    seconds: dict[K, list[float]] = {name: [] for name in ways}
-    for lap in range(laps + 1):
-        for name, way in ways.items():
-            begin = time.perf_counter()
-            way()
-            if lap:
-                seconds[name].append(time.perf_counter() - begin)
-    return seconds
-
-
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Markdown."""
     for cells in (head, ["---"] * len(head), *rows):
-        print("| " + " | ".join(cells) + " |", flush=True)
+        print(line(cells), flush=True)
 
 
 def middle(laps: Sequence[float], per: float) -> list[str]:

@@ -27,6 +27,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from grid import row as line
+from laps import laps_of
 from peft import get_peft_model
 from torch import Tensor
 from torch.nn import functional as F
@@ -91,20 +93,13 @@ class Trainer:
 
 
 def clock(ways: Mapping[str, Callable[[], object]], laps: int) -> dict[str, float]:
-    """Median seconds; one lap to warm up, all ways lap by lap."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for lap in range(laps + 1):
-        for name, run in ways.items():
-            begin = time.perf_counter()
-            run()
-            if lap:
-                seconds[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(found) for name, found in seconds.items()}
+    """Median seconds."""
+    return {name: statistics.median(found) for name, found in laps_of(ways, laps).items()}
 
 
 def row(*cells: object) -> None:
     """Of a Markdown table."""
-    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+    print(line([str(cell) for cell in cells]), flush=True)
 
 
 def head(*cells: str) -> None:

@@ -30,6 +30,11 @@ def map_leaves(function: Callable[..., Tensor], *trees: Tree) -> dict[str, Tenso
     return {key: function(*(tree[key] for tree in trees)) for key in sorted(trees[0])}
 
 
+def there(x: Tensor, device: torch.device | None) -> Tensor:
+    """``x`` on a device (None: where it is), by a copy that the host does not wait for."""
+    return x.to(device, non_blocking=True)
+
+
 def add(a: Tree, b: Tree) -> dict[str, Tensor]:
     """a + b."""
     return map_leaves(torch.add, a, b)

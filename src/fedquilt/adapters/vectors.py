@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fedquilt import tree
 from fedquilt.adapters.base import Adapter, HeadPolicy, Inserted, Layers, as_dtype, head_leaves
 from fedquilt.adapters.whole import backbone, weight_leaves
 from fedquilt.errors import ModelError
@@ -48,7 +49,7 @@ class Bias(Inserted):
 
     def after(self, values: State, x: Tensor, y: Tensor) -> Tensor:
         """``y - own + bias``."""
-        return y + _channels(values["bias"] - self.own.to(y.device, non_blocking=True), y, self.per)
+        return y + _channels(values["bias"] - tree.there(self.own, y.device), y, self.per)
 
 
 @dataclass(frozen=True)

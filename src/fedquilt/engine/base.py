@@ -105,7 +105,7 @@ class InProcess(ABC):
 
     def there(self, stack: Stack) -> Stack:
         """On the model's device."""
-        return tree.map_leaves(lambda x: x.to(self.network.device, non_blocking=True), stack)
+        return tree.map_leaves(lambda x: tree.there(x, self.network.device), stack)
 
     def roster(self, number: int) -> Mapping[int, int]:
         """Client -> number of slots in a round."""

@@ -74,7 +74,7 @@ class VectorisedEngine(InProcess):
             active = steps > step
             batches = {g: next(streams[g]) for g in torch.nonzero(active).flatten().tolist()}
             grads, losses = self._gradients(x, frozen, batches)
-            x, moments = local.step(x, grads, moments, local.rate(now), active.to(total.device, non_blocking=True))
+            x, moments = local.step(x, grads, moments, local.rate(now), tree.there(active, total.device))
             total += losses
             self.tick(len(batches))
         means = (total.cpu() / steps).tolist()
@@ -105,10 +105,10 @@ class VectorisedEngine(InProcess):
         device = self.network.device
         losses = torch.zeros(tree.length(x) if x else 0, dtype=torch.float64, device=device)
         for piece in self._pieces(batches):
-            slots = piece.slots.to(device, non_blocking=True)
+            slots = tree.there(piece.slots, device)
             leaves = {key: tensor[slots].requires_grad_() for key, tensor in x.items()}
             still = {key: tensor[slots] for key, tensor in frozen.items()}
-            loss = self.network.losses({**still, **leaves}, piece.batch) * piece.share.to(device, non_blocking=True)
+            loss = self.network.losses({**still, **leaves}, piece.batch) * tree.there(piece.share, device)
             got = torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
             for key, grad in zip(leaves, got, strict=True):
                 grads[key].index_add_(0, slots, grad)
@@ -119,20 +119,20 @@ class VectorisedEngine(InProcess):
         """Whole slots until the token budget is full; a slot above it is cut by rows."""
         pieces: list[Piece] = []
         bundle: list[tuple[int, Batch]] = []
+        tokens = rows = longest = 0
         for slot, batch in batches.items():
-            more = [*bundle, (slot, batch)]
-            if bundle and (self._tokens(more) > self.token_budget or len(bundle) == self.together):
+            own, most = int(batch.lengths.sum()), int(batch.lengths.max())
+            size = self._size(tokens + own, rows + len(batch), max(longest, most))
+            if bundle and (size > self.token_budget or len(bundle) == self.together):
                 pieces += self._bundle(bundle)
-                more = more[-1:]
-            bundle = more
+                bundle, tokens, rows, longest = [], 0, 0, 0
+            bundle.append((slot, batch))
+            tokens, rows, longest = tokens + own, rows + len(batch), max(longest, most)
         return pieces + self._bundle(bundle)
 
-    def _tokens(self, bundle: list[tuple[int, Batch]]) -> int:
-        """Of a pass; on a GPU, where attention may be padded, every row counts as the longest."""
-        rows = sum(len(batch) for _, batch in bundle)
-        if self.network.device.type == "cpu":
-            return sum(int(batch.lengths.sum()) for _, batch in bundle) + self.virtual * rows
-        return rows * (max(int(batch.lengths.max()) for _, batch in bundle) + self.virtual)
+    def _size(self, tokens: int, rows: int, longest: int) -> int:
+        """Tokens of a pass; on a GPU, where attention may be padded, every row counts as the longest."""
+        return tokens + self.virtual * rows if self.network.device.type == "cpu" else rows * (longest + self.virtual)
 
     def _bundle(self, bundle: list[tuple[int, Batch]]) -> list[Piece]:
         slots = torch.tensor([slot for slot, _ in bundle])

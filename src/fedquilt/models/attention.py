@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedquilt import tree
 from fedquilt.models.dropout import SeededDropout, attention_keys
 from fedquilt.models.prompts import Prefix
 
@@ -56,25 +57,22 @@ class Rows:
     def padded(self) -> Tensor:
         """Every token's place ``[T]`` among n times longest."""
         row = torch.repeat_interleave(torch.arange(len(self.lengths)), self.lengths)
-        return self._there(row * self.longest + self.place)
+        return tree.there(row * self.longest + self.place, self.device)
 
     @cached_property
     def present(self) -> Tensor:
         """Which of the padded keys are tokens ``[n, longest]``."""
-        return self._there(torch.arange(self.longest) < self.lengths[:, None])
+        return tree.there(torch.arange(self.longest) < self.lengths[:, None], self.device)
 
     @cached_property
     def ends(self) -> Tensor:
         """0 and where each row ends ``[n + 1]`` int32."""
-        return self._there(F.pad(torch.cumsum(self.lengths, 0), (1, 0)).int())
+        return tree.there(F.pad(torch.cumsum(self.lengths, 0), (1, 0)).int(), self.device)
 
     @cached_property
     def singles(self) -> Tensor:
         """The same for rows of one token."""
-        return self._there(torch.arange(len(self.lengths) + 1, dtype=torch.int32))
-
-    def _there(self, x: Tensor) -> Tensor:
-        return x.to(self.device, non_blocking=True)
+        return tree.there(torch.arange(len(self.lengths) + 1, dtype=torch.int32), self.device)
 
 
 @dataclass(frozen=True)

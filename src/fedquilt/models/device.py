@@ -35,8 +35,3 @@ def device_of(config: ModelConfig) -> torch.device:
         raise ModelError(f"there is no '{device}' here", where=where, why=f"the last one is cuda:{most}", fix="choose another")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it torch refuses deterministic products
     return device
-
-
-def unused() -> bool:
-    """Whether a run on the CPU leaves a GPU idle."""
-    return torch.cuda.is_available()

@@ -110,9 +110,9 @@ class Owners:
         """How to sort tokens (or rows) by their adapter."""
         if per not in self._orders:
             owner = self.of(per)
-            index, device = torch.sort(owner, stable=True).indices, self.device
+            index = torch.sort(owner, stable=True).indices
             adapters, counts = torch.unique_consecutive(owner[index], return_counts=True)
-            forth, back = (x.to(device, non_blocking=True) for x in (index, torch.argsort(index)))
+            forth, back = (tree.there(x, self.device) for x in (index, torch.argsort(index)))
             self._orders[per] = Order(forth, back, adapters.tolist(), counts.tolist())
         return self._orders[per]
 

@@ -6,11 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedquilt import tree
 from fedquilt.types import Batch
-
-
-def _there(x: Tensor, like: Tensor) -> Tensor:
-    return x.to(like.device, non_blocking=True)
 
 
 def row_losses(logits: Tensor, labels: Tensor, classes: Tensor) -> Tensor:
@@ -21,19 +18,20 @@ def row_losses(logits: Tensor, labels: Tensor, classes: Tensor) -> Tensor:
     """
     width = logits.shape[1]
     outside = torch.arange(width).unsqueeze(0) >= classes.unsqueeze(1)
-    masked = logits.masked_fill(_there(outside, logits), float("-inf"))
+    masked = logits.masked_fill(tree.there(outside, logits.device), float("-inf"))
     regression = classes == 1
     target = torch.where(regression, torch.zeros_like(labels), labels).long()
-    entropy = F.cross_entropy(masked, _there(target, logits), reduction="none")
+    entropy = F.cross_entropy(masked, tree.there(target, logits.device), reduction="none")
     if not bool(regression.any()):
         return entropy
-    return torch.where(_there(regression, logits), (logits[:, 0] - _there(labels.to(logits.dtype), logits)).square(), entropy)
+    wanted = tree.there(labels.to(logits.dtype), logits.device)
+    return torch.where(tree.there(regression, logits.device), (logits[:, 0] - wanted).square(), entropy)
 
 
 def slot_means(rows: Tensor, owner: Tensor, slots: int) -> Tensor:
     """Mean of ``rows [n]`` per owner (on the host): ``[slots]`` (0 for an owner without rows)."""
-    count = _there(torch.bincount(owner, minlength=slots).clamp(min=1), rows)
-    return rows.new_zeros(slots).index_add(0, _there(owner, rows), rows) / count
+    count = tree.there(torch.bincount(owner, minlength=slots).clamp(min=1), rows.device)
+    return rows.new_zeros(slots).index_add(0, tree.there(owner, rows.device), rows) / count
 
 
 def cut(batch: Batch, budget: int, extra: int = 0, *, padded: bool = False) -> list[Batch]:

@@ -103,7 +103,7 @@ class Packed(nn.Module, ABC):
 
     def there(self, x: Tensor) -> Tensor:
         """On the model's device."""
-        return x.to(self.device, non_blocking=True)
+        return tree.there(x, self.device)
 
     def _run(self, stack: Stack, batch: Batch, *, train: bool, **options: Any) -> Tensor:
         stack = tree.map_leaves(self.there, stack)

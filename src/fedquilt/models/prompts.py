@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedquilt import tree
 from fedquilt.models.inserts import Owners
 from fedquilt.types import Batch, Stack
 
@@ -73,7 +74,7 @@ class PromptEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         virtual, table, owners = ids >= self.vocabulary, self.owners.prompt, self.owners
         y: Tensor = self.inner(ids.masked_fill(virtual, 0))
-        owner = owners.only if owners.only is not None else owners.of("token").to(ids.device, non_blocking=True)
+        owner = owners.only if owners.only is not None else tree.there(owners.of("token"), ids.device)
         # One vector for every token, wanted or not: only the host knows which are, and a GPU is not asked.
         place = owner * table.shape[1] + (ids - self.vocabulary).clamp(min=0)
         vectors = table.flatten(0, 1).index_select(0, place.flatten()).view(y.shape)
@@ -98,7 +99,7 @@ class Prefix:
         table = self.owners.prompt
         vectors = table.view(*table.shape[:2], self.layers, 2, self.heads, -1)[:, :, layer]  # [G, nv, 2, heads, d]
         owner = torch.tensor([self.owners.only]) if self.owners.only is not None else self.owners.of("row")[rows]
-        owner = owner.to(table.device, non_blocking=True)
+        owner = tree.there(owner, table.device)
         both = vectors.index_select(0, owner).permute(2, 0, 3, 1, 4)
         return both[0], both[1]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fedquilt import tree
 from fedquilt.data.transform import Transform
 from fedquilt.errors import ModelError
 from fedquilt.types import Batch
@@ -110,10 +111,10 @@ def pixels(batch: Batch, how: Transform | None, dtype: torch.dtype, device: torc
     [0, 1]. ``device``: where it is computed; None: where they are."""
     if batch.pixels is None or how is None:
         raise ValueError("a batch of texts for an image model, or the other way round")
-    x = batch.pixels.to(device, non_blocking=True).to(dtype)  # bytes travel, not numbers
+    x = tree.there(batch.pixels, device).to(dtype)  # bytes travel, not numbers
     if batch.pixels.dtype == torch.uint8:
         x = x / 255
-    mean, std = (torch.tensor(values, dtype=dtype)[:, None, None].to(x.device, non_blocking=True) for values in (how.mean, how.std))
+    mean, std = (tree.there(torch.tensor(values, dtype=dtype)[:, None, None], x.device) for values in (how.mean, how.std))
     return (x - mean) / std
 
 

@@ -21,7 +21,7 @@ from fedquilt.engine.base import InProcess
 from fedquilt.errors import ConfigError
 from fedquilt.evaluate import Evaluator
 from fedquilt.method import Method, Program, compose
-from fedquilt.models.device import device_of, unused
+from fedquilt.models.device import device_of
 from fedquilt.models.fingerprint import Fingerprint, Fisher, Look
 from fedquilt.models.half import multiplies_half
 from fedquilt.models.loading import Base
@@ -130,7 +130,7 @@ def build(config: RunConfig, *, saved: Partition | None = None, progress: Progre
     """All objects of a run. ``saved``: the partition of a run that is resumed."""
     say = progress or Silent()
     set_threads(config)
-    if device_of(config.model).type == "cpu" and unused():
+    if device_of(config.model).type == "cpu" and torch.cuda.is_available():
         say.line('note: there is a GPU here; model.device = "cuda" uses it')
     say.line("loading the tasks")
     raws = load_tasks(config)
