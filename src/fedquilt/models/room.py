@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -27,16 +29,24 @@ def token_bytes(base: Base) -> int:
     """
     config = base.model.config
     hidden, layers = int(config.hidden_size), int(config.num_hidden_layers)
-    wide = int(getattr(config, "intermediate_size", None) or 4 * hidden)
-    return layers * (13 * hidden if base.head else 8 * hidden + 4 * wide) * base.dtype.itemsize
+    return layers * (13 * hidden if base.head else 8 * hidden + 4 * _wide(config)) * base.dtype.itemsize
+
+
+def _wide(config: Any) -> int:
+    """Of the feed-forward."""
+    return int(getattr(config, "intermediate_size", None) or 4 * int(config.hidden_size))
+
+
+def model_bytes(base: Base) -> int:
+    """Of the weights."""
+    return sum(x.numel() * x.element_size() for x in base.model.parameters())
 
 
 def pass_bytes(base: Base) -> int:
     """Of one token in a pass without gradients: what one layer makes."""
     config = base.model.config
     hidden = int(config.hidden_size)
-    wide = int(getattr(config, "intermediate_size", None) or 4 * hidden)
-    return (8 * hidden + 3 * wide) * base.dtype.itemsize
+    return (8 * hidden + 3 * _wide(config)) * base.dtype.itemsize
 
 
 def token_budget(base: Base, device: torch.device, longest: int = 0) -> int:
@@ -46,8 +56,7 @@ def token_budget(base: Base, device: torch.device, longest: int = 0) -> int:
     resumed makes the same passes. Attention may be padded there and its dropout keeps matrices of up to ``longest`` tokens.
     """
     if device.type == "cuda":
-        model = sum(x.numel() * x.element_size() for x in base.model.parameters())
-        room = int((torch.cuda.mem_get_info(device)[1] - model) * GPU_SHARE)
+        room = int((torch.cuda.mem_get_info(device)[1] - model_bytes(base)) * GPU_SHARE)
         return max(LEAST, room // (token_bytes(base) + probability_bytes(base, longest)))
     return max(LEAST, min(TOKEN_BUDGET, ACTIVATION_BYTES // token_bytes(base)))
 

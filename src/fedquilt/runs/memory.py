@@ -9,7 +9,7 @@ import numpy as np
 
 from fedquilt.engine.base import InProcess
 from fedquilt.evaluate import EVALUATION_TOKENS
-from fedquilt.models.room import ALLOCATOR, pass_bytes, token_bytes
+from fedquilt.models.room import ALLOCATOR, model_bytes, pass_bytes, token_bytes
 from fedquilt.runs.build import Built
 from fedquilt.types import Round, Slot
 
@@ -26,7 +26,7 @@ def held(built: Built) -> int:
         import resource
 
         return int(status.read_text(encoding="ascii").split()[1]) * resource.getpagesize()
-    return sum(x.numel() * x.element_size() for x in built.base.model.parameters())
+    return model_bytes(built.base)
 
 
 def training(built: Built) -> int:
