@@ -1,32 +1,39 @@
 """FedTT and FedTT+ against the other families and LoRA's federated variants, one GLUE task at a time, on MiniLM.
 
-    FEDQUILT_DATA=FOLDER python benchmarks/fedtt.py [main|clients|device|rates] [--seeds 0 1] [--tasks sst2 ...] [--only fedtt ...]
-                                                    [--out runs] [--set a.b=c]
+    FEDQUILT_DATA=FOLDER python benchmarks/fedtt.py [main|clients|device|rates] [--settings rate-8e-3 ...] [--seeds 0 1]
+                                                    [--tasks sst2 ...] [--only fedtt ...] [--out runs] [--set a.b=c]
 
 main: every configuration of configs/fedtt on five tasks, three clients with identical shares. clients: those that differ in how
 averaging goes wrong, with 3, 10 and 30 clients, one seed (the paper's way to more heterogeneity: smaller shares). device: 1,000
 clients, ten a round. rates: what the learning rates of the configurations are chosen by (the mean of SST-2 and QNLI, half the local
 steps, a seed that is not reported).
-FOLDER holds glue_<task>/{train,validation}.parquet. Finished runs are kept, interrupted ones resumed. Printed, as Markdown: the
-final score of every task (mean ± standard deviation over the seeds), the numbers that train, and the megabytes in both directions
-until the score first reaches the best LoRA's less one point.
+FOLDER holds glue_<task>/{train,validation}.parquet. Interrupted runs are resumed; what finished ones found is kept in
+benchmarks/results/fedtt.jsonl and not run again while its configuration is the same (other code is not noticed: --ledger NEW).
+Printed, as Markdown: the final score of every task (mean ± standard deviation over the seeds), the numbers that train, and the
+megabytes in both directions until the score first reaches the best LoRA's less one point.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
+import os
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from grid import CONFIGS, FAMILIES, ensure, lines, row, spread
+
+from fedquilt.runs.config import load_config
+
+LEDGER = Path(__file__).parent / "results" / "fedtt.jsonl"
 
 TASKS = ("sst2", "qnli", "qqp", "mrpc", "mnli")
 AVERAGED = ("fedtt", "fedtt-plus", "fedtt-plus-single", "lora-r4", "ffa-lora", "rolora")
 DEVICE = ("fedtt", "lora-r8", "lora-r4", "bitfit", "bottleneck", "ia3")
-RATES = ("5e-4", "2e-3", "8e-3", "3.2e-2")
+RATES = ("5e-4", "2e-3", "4e-3", "8e-3", "3.2e-2")
 POINT = 0.01  # less than the best LoRA
 
 
@@ -63,7 +70,13 @@ PARTS: dict[str, tuple[Setting, ...]] = {
         ),
     ),
     "rates": tuple(
-        Setting(f"rate-{rate}", FAMILIES["fedtt"], ("sst2", "qnli"), (100,), (f"method.lr={rate}", "method.steps=10"))
+        Setting(
+            f"rate-{rate}",
+            FAMILIES["fedtt"],
+            ("sst2", "qnli"),
+            (100,),
+            (f"method.lr={rate}", "method.steps=10", "evaluation.every=0"),
+        )
         for rate in RATES
     ),
 }
@@ -74,20 +87,41 @@ class Found:
     """One finished run."""
 
     parameters: dict[str, int]
-    scores: list[float]  # after rounds 0, 1, ...
+    rounds: list[int]  # after which it was evaluated
+    scores: list[float]
     megabytes: list[float]  # both ways, until then
+    minutes: float
 
     def until(self, score: float) -> float | None:
         """Megabytes until the score was reached first; None if it never was."""
         return next((sent for sent, reached in zip(self.megabytes, self.scores, strict=True) if reached >= score), None)
 
 
-def found(folder: Path, summary: dict[str, Any]) -> Found:
+def found(folder: Path) -> Found:
     """What a run directory says."""
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     scores = {line["round"]: line["mean"] for line in lines(folder / "evals.jsonl")}
     sent = {0: 0.0} | {line["round"]: (line["total_up"] + line["total_down"]) / 1e6 for line in lines(folder / "rounds.jsonl")}
     rounds = sorted(scores)
-    return Found(summary["parameters"], [scores[number] for number in rounds], [sent[number] for number in rounds])
+    megabytes = [round(sent[number], 6) for number in rounds]
+    return Found(
+        summary["parameters"], rounds, [scores[number] for number in rounds], megabytes, round(summary["seconds"]["total"] / 60, 2)
+    )
+
+
+def ensured(ledger: Path, config: Path, seed: int, folder: Path, overrides: list[str]) -> Found:
+    """What the ledger says of this run, or what it finds when it is trained."""
+    wanted = load_config(config, [f"seed={seed}", *overrides]).to_toml().replace(os.environ["FEDQUILT_DATA"], "$FEDQUILT_DATA")
+    key = {"run": f"{folder.parent.name}/{folder.name}", "config": hashlib.sha256(wanted.encode()).hexdigest()[:16]}
+    for line in lines(ledger) if ledger.exists() else []:
+        if all(line.pop(name) == value for name, value in key.items()):
+            return Found(**line)
+    ensure(config, seed, folder, overrides)
+    fresh = found(folder)
+    ledger.parent.mkdir(parents=True, exist_ok=True)
+    with ledger.open("a", encoding="utf-8") as handle:
+        handle.write(json.dumps({**key, **asdict(fresh)}) + "\n")
+    return fresh
 
 
 def task_overrides(task: str) -> list[str]:
@@ -126,34 +160,38 @@ def reached(runs: Sequence[Found], score: float) -> str:
     return f"{statistics.mean(got):.2f}{share}" if got else "-"
 
 
-def run(part: str, arguments: argparse.Namespace) -> str:
+def tables(part: str, arguments: argparse.Namespace) -> str:
     """Run what is missing of one part; its tables."""
-    tables = []
+    out = []
     for setting in PARTS[part]:
+        if setting.name not in (arguments.settings or [setting.name]):
+            continue
         results: dict[str, dict[str, list[Found]]] = {}
         for seed in arguments.seeds or setting.seeds:
             for task in chosen(arguments.tasks, setting.tasks):
                 for name in chosen(arguments.only, setting.methods):
                     folder = arguments.out / "fedtt" / (setting.runs or setting.name) / f"{task}-{name}-{seed}"
                     overrides = [*task_overrides(task), *setting.overrides, *arguments.overrides]
-                    summary = ensure(CONFIGS / "fedtt" / f"{name}.toml", seed, folder, overrides)
-                    results.setdefault(name, {}).setdefault(task, []).append(found(folder, summary))
+                    run = ensured(arguments.ledger, CONFIGS / "fedtt" / f"{name}.toml", seed, folder, overrides)
+                    results.setdefault(name, {}).setdefault(task, []).append(run)
         if results:  # of what was asked for there may be nothing in this setting
-            tables.append(f"{setting.name}\n\n{table(results)}")
-    return "\n\n".join(tables)
+            out.append(f"{setting.name}\n\n{table(results)}")
+    return "\n\n".join(out)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", nargs="?", choices=PARTS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[])
+    parser.add_argument("--settings", nargs="+", default=[], metavar="NAME", help="of a part that has several, such as rate-8e-3")
     parser.add_argument("--tasks", nargs="+", default=[], choices=TASKS)
     parser.add_argument("--only", nargs="+", default=[], choices=FAMILIES["fedtt"], metavar="NAME")
     parser.add_argument("--out", type=Path, default=Path("runs"))
+    parser.add_argument("--ledger", type=Path, default=LEDGER)
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="A.B=C")
     arguments = parser.parse_args()
     for part in [arguments.part] if arguments.part else ["main", "clients", "device"]:
-        print(run(part, arguments))
+        print(tables(part, arguments))
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ def _drive(built: Built, hub: Hub, store: Store, meter: Meter, log: _Log, say: P
             return None
         begin = time.time()
         record = built.evaluator(after, built.engine, built.bank_is_complete)
-        log.event("eval", number, time.time() - begin)
+        log.evaluated(number, time.time() - begin)
         return record
 
     return Drive(
@@ -155,7 +155,7 @@ def _drive(built: Built, hub: Hub, store: Store, meter: Meter, log: _Log, say: P
 
 
 class _Log:
-    """Wall-clock events, and a line per round for the person who waits."""
+    """Wall-clock events, whose seconds do not overlap, and a line per round for the person who waits."""
 
     def __init__(self, folder: Path, config: RunConfig, say: Progress) -> None:
         self.path, self.config, self.say, self.clock = folder / "events.jsonl", config, say, time.time()
@@ -165,6 +165,11 @@ class _Log:
         line = {"time": time.time(), "event": kind, "round": number, "seconds": seconds}
         with self.path.open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(line) + "\n")
+
+    def evaluated(self, number: int, seconds: float) -> None:
+        """An evaluation; the round that it is in does not count it."""
+        self.event("eval", number, seconds)
+        self.clock += seconds
 
     def notice(self, number: int, summary: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> None:
         """After every round."""

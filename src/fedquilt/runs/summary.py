@@ -47,6 +47,6 @@ def write_summary(built: Built, folder: Path, meter: Meter) -> None:
             "down_per_client_round": meter.total_down / jobs,
         },
         "steps_total": built.count_steps(),
-        "seconds": {"total": sum(seconds.values()), "train": seconds["round"] - seconds["eval"], "eval": seconds["eval"]},
-    }  # fmt: skip
+        "seconds": {"total": sum(event["seconds"] for event in events), "train": seconds["round"], "eval": seconds["eval"]},
+    }
     write_atomic(folder / "summary.json", json.dumps(summary, indent=1).encode())
