@@ -134,7 +134,7 @@ class InProcess(ABC):
 
     def count_steps(self, jobs: Sequence[Job]) -> int:
         """Slot-steps that these jobs will make (for progress bars)."""
-        return sum(self._steps(job) for job in jobs)
+        return sum(self.steps(job) for job in jobs)
 
     def state_of(self, slot: Slot, row: State) -> State:
         """The row with the slot's private leaves in place."""
@@ -147,7 +147,8 @@ class InProcess(ABC):
     def close(self) -> None:  # noqa: B027 - an engine in this process has nothing to release
         """Nothing to release."""
 
-    def _steps(self, job: Job) -> int:
+    def steps(self, job: Job) -> int:
+        """Local steps of a job."""
         data = self.view.data(job.slot, job.round.number)
         return self.client.local.count(data.samples, len(data.parts), job.effort)
 
@@ -155,7 +156,7 @@ class InProcess(ABC):
         kept = self.kept.get(job.slot)
         start = tree.merge(row, kept["private"]) if "private" in kept else row
         moments = kept.get("moments")
-        return Work(job, self.view.data(job.slot, job.round.number), start, moments, self._steps(job), kept)
+        return Work(job, self.view.data(job.slot, job.round.number), start, moments, self.steps(job), kept)
 
     def _reply(self, work: Work, done: Trained, look: Tensor | None) -> Reply:
         job, shared = work.job, self.client.share(work.job.round)

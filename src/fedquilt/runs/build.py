@@ -18,6 +18,7 @@ from fedquilt.data.load import RawTask, load
 from fedquilt.data.partition import Partition, partition
 from fedquilt.data.view import View, make_view
 from fedquilt.engine.base import InProcess
+from fedquilt.engine.process import ProcessEngine
 from fedquilt.errors import ConfigError
 from fedquilt.evaluate import Evaluator
 from fedquilt.method import Method, Program, compose
@@ -129,7 +130,7 @@ def set_threads(config: RunConfig) -> int:
 def build(config: RunConfig, *, saved: Partition | None = None, progress: Progress | None = None, tick: Tick = silent) -> Built:
     """All objects of a run. ``saved``: the partition of a run that is resumed."""
     say = progress or Silent()
-    set_threads(config)
+    threads = set_threads(config)
     if device_of(config.model).type == "cpu" and torch.cuda.is_available():
         say.line('note: there is a GPU here; model.device = "cuda" uses it')
     say.line("loading the tasks")
@@ -143,7 +144,13 @@ def build(config: RunConfig, *, saved: Partition | None = None, progress: Progre
         say.line('note: this processor has no bfloat16 products; model.precision = "float32" is faster here')
     for note in (*parts.notes, *(f"{task.name}: {note}" for task in tasks.values() for note in task.notes)):
         say.line(f"note: {note}")
-    return assemble(config, base, tasks, parts, tick=tick)
+    built = assemble(config, base, tasks, parts, tick=tick)
+    if config.workers > 1:
+        from fedquilt.runs.workers import hiring  # a worker builds, too
+
+        hire = hiring(config, parts, max(1, threads // config.workers))
+        built.engine = ProcessEngine(built.engine, config.workers, hire, say.line)
+    return built
 
 
 def encode_task(raw: RawTask, base: Base, config: RunConfig) -> Task:

@@ -47,6 +47,7 @@ class RunConfig(BaseModel):
         engine: vectorised (fast) or sequential (the debug reference).
         cohort: slots trained side by side by the vectorised engine.
         threads: of torch; None: all cores. Recorded, for the last bits of some sums depend on it.
+        workers: processes that train side by side, each with its part of the threads and a base model of its own; 1: none but this.
         checkpoint_every: rounds between durable checkpoints; a crash costs at most so many rounds.
     """
 
@@ -58,6 +59,7 @@ class RunConfig(BaseModel):
     engine: str = "vectorised"
     cohort: int = Field(64, ge=1)
     threads: int | None = Field(None, ge=1)
+    workers: int = Field(1, ge=1)
     checkpoint_every: int = Field(1, ge=1)
     model: ModelConfig = ModelConfig()
     adapter: dict[str, Any] = Field(default_factory=dict)

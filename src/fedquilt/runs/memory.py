@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fedquilt.engine.base import InProcess
+from fedquilt.engine.process import ProcessEngine
 from fedquilt.evaluate import EVALUATION_TOKENS
 from fedquilt.models.room import ALLOCATOR, model_bytes, pass_bytes, token_bytes
 from fedquilt.runs.build import Built
@@ -15,8 +16,13 @@ from fedquilt.types import Round, Slot
 
 
 def peak(built: Built) -> int:
-    """Bytes at most: what the process holds with model and data loaded, and the larger of a training and an evaluation pass."""
-    return held(built) + max(training(built), EVALUATION_TOKENS * pass_bytes(built.base)) + slots(built)
+    """Bytes at most: what the process holds with model and data loaded, and the larger of a training and an evaluation pass.
+
+    Workers hold as much and train; their parent evaluates."""
+    own, evaluation, engine = held(built), EVALUATION_TOKENS * pass_bytes(built.base), built.engine
+    if isinstance(engine, ProcessEngine):
+        return own + evaluation + engine.count * (own + training(built, engine.inner, engine.count)) + slots(built)
+    return own + max(training(built, engine), evaluation) + slots(built)
 
 
 def held(built: Built) -> int:
@@ -29,19 +35,19 @@ def held(built: Built) -> int:
     return model_bytes(built.base)
 
 
-def training(built: Built) -> int:
-    """Activations of the largest pass, on the host."""
+def training(built: Built, engine: InProcess, workers: int = 1) -> int:
+    """Activations of the largest pass of one of ``workers``, on the host."""
     if built.network.device.type != "cpu":
         return 0
-    return int(tokens(built.engine, built) * token_bytes(built.base) * ALLOCATOR)
+    return int(tokens(engine, built, workers) * token_bytes(built.base) * ALLOCATOR)
 
 
-def tokens(engine: InProcess, built: Built) -> int:
+def tokens(engine: InProcess, built: Built, workers: int = 1) -> int:
     """Tokens of the largest pass: those of the largest batches side by side, as far as the engine takes them together."""
     if getattr(engine, "one_by_one", False):  # never cut
         return max(batch_tokens(built, slot) for slot in built.view.slots)
     sizes = sorted((batch_tokens(built, slot) for slot in built.view.slots), reverse=True)
-    together = min(getattr(engine, "together", 1), built.config.cohort)
+    together = min(getattr(engine, "together", 1), -(-built.config.cohort // workers))
     budget = getattr(engine, "token_budget", sizes[0])
     return min(sum(sizes[:together]), max(budget, 1))
 
