@@ -18,7 +18,7 @@ from fedquilt.errors import FedquiltError, QuorumError
 from fedquilt.gate import Gate, Rejection
 from fedquilt.meter import Meter
 from fedquilt.method import Program, collect
-from fedquilt.types import Hub, Job, Reply, Round, Spec, Updates
+from fedquilt.types import Failure, Hub, Job, Reply, Round, Spec, Updates
 
 PATIENCE = 3  # abandoned rounds in a row before giving up
 ABANDONED = "clock/abandoned"  # in Hub.memory: how many there have been
@@ -86,9 +86,11 @@ class Drive:
         jobs = self.program.plan(hub, self.engine.roster(now.number), now)
         shared = self.program.client.share(now)
         self.meter.start_round()
-        self.meter.down(self.delivery.send(jobs, now))
-        replies = self.engine.poll(self.engine.submit(jobs, hub.bank))
-        self.meter.up(replies)
+        shipments = self.delivery.send(jobs, now)
+        self.meter.down(shipments)
+        replies = self.engine.poll(self.engine.submit(jobs, hub.bank, shipments))
+        self.meter.up([reply for reply in replies if isinstance(reply, Reply)])
+        self.delivery.forget([reply.slot for reply in replies if isinstance(reply, Failure)])
         accepted, rejected = gate(replies, jobs, shared)
         after, records = self._step(hub, accepted, jobs, now)
         summary = self._summary(now, jobs, accepted, rejected, records.pop("step")[0])

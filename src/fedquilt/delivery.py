@@ -13,7 +13,7 @@ from typing import Any
 
 from fedquilt import tree
 from fedquilt.method import ClientPlan
-from fedquilt.types import Job, Round, Slot, Spec, Stack
+from fedquilt.types import Job, Round, Shipment, Slot, Spec, Stack
 
 
 @dataclass
@@ -30,11 +30,11 @@ class Delivery:
     visits: dict[Slot, tuple[int, int]] = field(default_factory=dict)
     changes: dict[str, list[int]] = field(default_factory=dict)
 
-    def send(self, jobs: Sequence[Job], now: Round) -> dict[Slot, tuple[str, ...]]:
-        """Names of the leaves that each job's slot is sent now; from then on it has them."""
+    def send(self, jobs: Sequence[Job], now: Round) -> dict[Slot, Shipment]:
+        """What each job's slot is sent now; from then on it has it."""
         own = set(self.client.train(now)) - set(self.client.share(now))
         common = [name for name in self.spec.names() if name not in own]
-        due = {job.slot: self._due(job, common) for job in jobs}
+        due = {job.slot: Shipment(self._due(job, common), self.visits.get(job.slot, (0, 0))[0]) for job in jobs}
         self.visits.update({job.slot: (now.number, job.row) for job in jobs})
         return due
 
@@ -44,6 +44,11 @@ class Delivery:
         last, row = self.visits[job.slot]
         changed = [name for name in common if name in self.changes]
         return tuple(name for name in changed if row != job.row or self.changes[name][row] >= last)
+
+    def forget(self, slots: Sequence[Slot]) -> None:
+        """Of these it is not known what they have: the next time they are sent everything."""
+        for slot in slots:
+            self.visits.pop(slot, None)
 
     def stepped(self, before: Stack, after: Stack, number: int) -> None:
         """Note which leaves of which rows round ``number`` changed."""

@@ -13,9 +13,9 @@ from functools import cached_property
 
 import torch
 
-from fedquilt.types import Job, Leaf, Reply, Slot, Spec
+from fedquilt.types import Failure, Job, Leaf, Reply, Slot, Spec
 
-CODES = ("unknown", "replay", "duplicate", "schema", "nonfinite", "weight")
+CODES = ("unknown", "replay", "duplicate", "schema", "nonfinite", "weight", "lost", "malformed", "behind", "refused")
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,17 @@ class Gate:
         """By name."""
         return {leaf.name: leaf for leaf in self.spec.leaves}
 
-    def __call__(self, replies: Sequence[Reply], jobs: Sequence[Job], shared: Sequence[str]) -> tuple[list[Reply], list[Rejection]]:
-        """(accepted, rejected); of several replies to one job the first is used."""
+    def __call__(
+        self, replies: Sequence[Reply | Failure], jobs: Sequence[Job], shared: Sequence[str]
+    ) -> tuple[list[Reply], list[Rejection]]:
+        """(accepted, rejected); of several replies to one job the first is used. Failures are counted with the rejected."""
         asked = {job.slot: job for job in jobs}
         accepted: dict[Slot, Reply] = {}
         rejected = []
         for reply in replies:
+            if isinstance(reply, Failure):
+                rejected.append(Rejection(reply.slot, reply.code, reply.detail))
+                continue
             found = self._code(reply, asked, shared)
             if found is None and reply.slot in accepted:
                 found = ("duplicate", "a reply of this slot was already accepted")

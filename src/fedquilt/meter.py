@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fedquilt.types import Leaf, Reply, Slot, Spec
+from fedquilt.types import Leaf, Reply, Shipment, Slot, Spec
 from fedquilt.wire import message
 
 
@@ -28,10 +28,10 @@ class Meter:
         """Forget the last round's clients."""
         self.clients = {}
 
-    def down(self, sent: Mapping[Slot, Sequence[str]]) -> None:
+    def down(self, sent: Mapping[Slot, Shipment]) -> None:
         """One message per slot with the leaves that it is sent."""
-        for slot, names in sent.items():
-            size = self.size(names)
+        for slot, shipment in sent.items():
+            size = self.size(shipment.leaves)
             self._count(slot.client, "down", size)
             self.total_down += size
 

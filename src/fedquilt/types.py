@@ -143,6 +143,26 @@ class Reply:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """A job without a usable reply: nothing came, or what came is none. Engines whose clients are elsewhere say so.
+
+    ``code``: lost (nothing came in time), malformed, behind (the client lacks what the changes are changes of) or refused.
+    """
+
+    slot: Slot
+    code: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """Leaves that a slot is sent: those that changed since round ``since``; all of its row if that is 0."""
+
+    leaves: tuple[str, ...]
+    since: int
+
+
+@dataclass(frozen=True)
 class Updates:
     """The accepted replies of a round as stacked tensors, sorted by slot.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from fedquilt.runs import registry
 from fedquilt.runs.build import assemble
 from fedquilt.runs.config import RunConfig
 from fedquilt.testing import SIZES, Outcome, agree, check_method, run_tiny, tiny_base, tiny_config, tiny_partition, tiny_tasks
-from fedquilt.types import Job, Round, Stack, State
+from fedquilt.types import Job, Round, Shipment, Slot, Stack, State
 
 METHODS = registry.names("fedquilt.methods")
 TRAINS = {"rank": 2, "bottleneck": 8}
@@ -195,7 +195,7 @@ def test_a_planted_fault_is_caught(engine: type, check: str, kind: Kind, model: 
 class Shuffled(SequentialEngine):
     """Takes the slots of a round in another order."""
 
-    def submit(self, jobs: Sequence[Job], bank: Stack) -> list[int]:
+    def submit(self, jobs: Sequence[Job], bank: Stack, shipments: Mapping[Slot, Shipment] | None = None) -> list[int]:
         return super().submit(jobs[::-1] if jobs[0].round.number % 2 else [*jobs[1::2], *jobs[::2]], bank)
 
 

@@ -32,7 +32,7 @@ def bank(**rows: list[float]) -> dict[str, Tensor]:
 
 def visit(delivery: Delivery, number: int, row: int = 0, slot: int = 0) -> str:
     now = Round(number, 0)
-    return "".join(delivery.send([Job(Slot(slot, 0), row, now)], now)[Slot(slot, 0)])
+    return "".join(delivery.send([Job(Slot(slot, 0), row, now)], now)[Slot(slot, 0)].leaves)
 
 
 def test_first_everything_then_what_changed_since() -> None:
@@ -117,13 +117,14 @@ def test_a_client_that_keeps_what_it_gets_always_has_its_row(
         banks.append((self, jobs, due, now))
         return due
 
-    def submitted(self: InProcess, jobs: Any, bank: Stack) -> Any:
+    def submitted(self: InProcess, jobs: Any, bank: Stack, shipments: Any) -> Any:
         delivery, asked, due, now = banks[-1]
         assert asked is jobs
         own = set(delivery.client.train(now)) - set(delivery.client.share(now))
         for job in jobs:
-            clients.receive(bank, job, due[job.slot], own)
-        return submit(self, jobs, bank)
+            clients.receive(bank, job, shipments[job.slot].leaves, own)
+        assert shipments is due
+        return submit(self, jobs, bank, shipments)
 
     monkeypatch.setattr(clock.Delivery, "send", watched)
     monkeypatch.setattr(InProcess, "submit", submitted)

@@ -20,7 +20,7 @@ from fedquilt.models.loading import ModelConfig
 from fedquilt.models.meta import find_shape, meta_base
 from fedquilt.runs import registry
 from fedquilt.runs.plan import plan
-from fedquilt.types import Leaf, Reply, Slot
+from fedquilt.types import Leaf, Reply, Shipment, Slot
 from fedquilt.wire import message
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -104,7 +104,7 @@ def test_rounds_and_clients_are_counted_both_ways() -> None:
     meter = Meter(SPEC)
     size = message.size(SPEC.leaves)
     meter.start_round()
-    meter.down(dict.fromkeys((Slot(0, 0), Slot(0, 1), Slot(3, 0)), SPEC.names()))
+    meter.down(dict.fromkeys((Slot(0, 0), Slot(0, 1), Slot(3, 0)), Shipment(SPEC.names(), 0)))
     meter.up([Reply(Slot(0, 0), 1, state(0), 1.0), Reply(Slot(3, 0), 1, state(0), 1.0)])
     assert meter.round_bytes() == {"up": 2 * size, "down": 3 * size}
     assert meter.clients == {0: {"up": size, "down": 2 * size}, 3: {"up": size, "down": size}}
@@ -116,7 +116,7 @@ def test_rounds_and_clients_are_counted_both_ways() -> None:
 @pytest.mark.parametrize("shared", [(), ("enc.0.q/lora_B",)])
 def test_only_what_travels_counts(shared: tuple[str, ...]) -> None:
     meter = Meter(SPEC)
-    meter.down({Slot(0, 0): shared})
+    meter.down({Slot(0, 0): Shipment(shared, 1)})
     leaves = [leaf for leaf in SPEC.leaves if leaf.name in shared]
     expected = len(message.encode(leaves, state(0))) if shared else 0
     assert meter.total_down == expected

@@ -18,7 +18,7 @@ from fedquilt.method import ClientPlan
 from fedquilt.models.fingerprint import Look
 from fedquilt.models.network import Network
 from fedquilt.ticks import Tick, between, silent
-from fedquilt.types import Batch, Job, Reply, Slot, Spec, Stack, State
+from fedquilt.types import Batch, Failure, Job, Reply, Shipment, Slot, Spec, Stack, State
 
 
 class Engine(Protocol):
@@ -33,12 +33,12 @@ class Engine(Protocol):
         """Client -> number of slots in a round: all that a server may know of the clients' data."""
         ...
 
-    def submit(self, jobs: Sequence[Job], bank: Stack) -> list[int]:
-        """Hand out jobs with the rows they start from; returns tickets."""
+    def submit(self, jobs: Sequence[Job], bank: Stack, shipments: Mapping[Slot, Shipment]) -> list[int]:
+        """Hand out jobs with the rows they start from, of which ``shipments`` have to travel; returns tickets."""
         ...
 
-    def poll(self, tickets: Sequence[int], deadline: float | None = None) -> list[Reply]:
-        """Replies that are there, at the latest when ``deadline`` seconds have passed."""
+    def poll(self, tickets: Sequence[int], deadline: float | None = None) -> Sequence[Reply | Failure]:
+        """What is there, at the latest when ``deadline`` seconds have passed."""
         ...
 
     def state_of(self, slot: Slot, row: State) -> State:
@@ -111,18 +111,24 @@ class InProcess(ABC):
         """Client -> number of slots in a round."""
         return self.view.roster(number)
 
-    def submit(self, jobs: Sequence[Job], bank: Stack) -> list[int]:
-        """Train all jobs now, ``cohort`` slots at a time."""
-        tickets = []
+    def submit(self, jobs: Sequence[Job], bank: Stack, shipments: Mapping[Slot, Shipment] | None = None) -> list[int]:
+        """Train all jobs now. Nothing has to travel."""
         rows = {row: tree.row(bank, row) for row in {job.row for job in jobs}}
+        tickets = []
+        for reply in self.answer(jobs, [rows[job.row] for job in jobs]):
+            self.issued += 1
+            self.replies[self.issued] = reply
+            tickets.append(self.issued)
+        return tickets
+
+    def answer(self, jobs: Sequence[Job], starts: Sequence[State]) -> Iterator[Reply]:
+        """Train jobs from these states, ``cohort`` slots at a time."""
         for begin in range(0, len(jobs), self.cohort):
-            works = [self._work(job, rows[job.row]) for job in jobs[begin : begin + self.cohort]]
+            some = slice(begin, begin + self.cohort)
+            works = [self._work(job, start) for job, start in zip(jobs[some], starts[some], strict=True)]
             looks = self._looks(works)
             for work, done in zip(works, self.train(works), strict=True):
-                self.issued += 1
-                self.replies[self.issued] = self._reply(work, done, looks.get(work.job.slot))
-                tickets.append(self.issued)
-        return tickets
+                yield self._reply(work, done, looks.get(work.job.slot))
 
     def poll(self, tickets: Sequence[int], deadline: float | None = None) -> list[Reply]:
         """All replies: work was done at submission."""

@@ -82,12 +82,14 @@ class Base:
 
     @property
     def fingerprint(self) -> str:
-        """blake2b over names, shapes and bytes of all tensors: what a client pins."""
+        """blake2b over names, shapes and bytes of all tensors, and the tokenizer: what both ends of a deployment must share."""
         if not self._fingerprint:
             digest = hashlib.blake2b(digest_size=16)
             for name, tensor in sorted(self.model.state_dict().items()):
                 digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-                digest.update(tensor.reshape(-1).contiguous().view(torch.uint8).numpy().data)
+                digest.update(tensor.cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
+            if self.tokenizer is not None:
+                digest.update(self.tokenizer.backend_tokenizer.to_str().encode())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fedquilt.clock import Drive
 from fedquilt.data.partition import Partition
+from fedquilt.engine.base import Engine
 from fedquilt.errors import StateError
 from fedquilt.meter import Meter
 from fedquilt.runs.atomic import write_atomic
@@ -23,14 +24,24 @@ from fedquilt.runs.summary import write_summary
 from fedquilt.types import Hub
 
 
+def own_engine(built: Built) -> Engine:
+    """The engine of the configuration."""
+    return built.engine
+
+
 def run(
-    config: RunConfig | Path | str | Mapping[str, Any], *, directory: Path | str | None = None, progress: Progress | None = None
+    config: RunConfig | Path | str | Mapping[str, Any],
+    *,
+    directory: Path | str | None = None,
+    progress: Progress | None = None,
+    engine: Callable[[Built], Engine] = own_engine,
 ) -> Path:
     """Train, evaluate and export; returns the run directory.
 
     Args:
         config: a RunConfig, the path of a TOML file, or plain tables.
         directory: of the run; default ``runs/<name>``. Must not hold a run already.
+        engine: what trains; default: the engine of the configuration.
 
     Raises:
         FedquiltError: see :mod:`fedquilt.errors`.
@@ -52,10 +63,10 @@ def run(
                 where=str(folder),
                 fix=f"continue it (fedquilt resume {folder}), or choose another --dir or name",
             )
-        return _start(config, folder, progress or Silent())
+        return _start(config, folder, progress or Silent(), engine)
 
 
-def resume(directory: Path | str, *, progress: Progress | None = None) -> Path:
+def resume(directory: Path | str, *, progress: Progress | None = None, engine: Callable[[Built], Engine] = own_engine) -> Path:
     """Continue an interrupted run to the same bits as if it had never stopped; a finished run is left as it is.
 
     Raises:
@@ -78,10 +89,10 @@ def resume(directory: Path | str, *, progress: Progress | None = None) -> Path:
         if config.threads is None and env["threads"] != set_threads(config):
             say.line(f"warning: started with {env['threads']} threads; bits may differ. Set threads = {env['threads']}")
         saved = Partition.load(folder / "partition.json") if (folder / "partition.json").exists() else None
-        return _go(config, folder, say, saved)
+        return _go(config, folder, say, saved, engine)
 
 
-def _start(config: RunConfig, folder: Path, say: Progress) -> Path:
+def _start(config: RunConfig, folder: Path, say: Progress, engine: Callable[[Built], Engine]) -> Path:
     env = {
         "config": config.digest(),
         "threads": set_threads(config),
@@ -93,10 +104,10 @@ def _start(config: RunConfig, folder: Path, say: Progress) -> Path:
     (folder / "events.jsonl").unlink(missing_ok=True)
     write_atomic(folder / "env.json", json.dumps(env, indent=1).encode())
     write_atomic(folder / "config.toml", config.to_toml().encode())
-    return _go(config, folder, say, None)
+    return _go(config, folder, say, None, engine)
 
 
-def _go(config: RunConfig, folder: Path, say: Progress, saved: Partition | None) -> Path:
+def _go(config: RunConfig, folder: Path, say: Progress, saved: Partition | None, choose: Callable[[Built], Engine]) -> Path:
     started = time.time()
     built = build(config, saved=saved, progress=say, tick=say.advance)
     if saved is None:
@@ -104,7 +115,8 @@ def _go(config: RunConfig, folder: Path, say: Progress, saved: Partition | None)
     store = Store(folder, every=config.checkpoint_every, last=config.rounds)
     loaded = store.load()
     hub, meter, books = built.program.init(built.adapter.init), Meter(built.adapter.spec), None
-    built.engine.kept = store.clients
+    engine = choose(built)
+    engine.kept = store.clients
     if loaded is not None:
         hub, books, warnings = loaded
         for warning in warnings:
@@ -112,9 +124,9 @@ def _go(config: RunConfig, folder: Path, say: Progress, saved: Partition | None)
     log = _Log(folder, config, say)
     log.event("resume" if loaded else "start", hub.step, time.time() - started)
     try:
-        final = _drive(built, hub, store, meter, log, say).run(hub, books)
+        final = _drive(built, engine, hub, store, meter, log, say).run(hub, books)
     finally:
-        built.engine.close()
+        engine.close()
         say.stop()
     from fedquilt.runs.export import export_bank
 
@@ -124,7 +136,7 @@ def _go(config: RunConfig, folder: Path, say: Progress, saved: Partition | None)
     return folder
 
 
-def _drive(built: Built, hub: Hub, store: Store, meter: Meter, log: _Log, say: Progress) -> Drive:
+def _drive(built: Built, engine: Engine, hub: Hub, store: Store, meter: Meter, log: _Log, say: Progress) -> Drive:
     config = built.config
     sketch = Sketch(config.seed)
     say.start(built.count_steps(hub.step + 1), config.name)
@@ -135,13 +147,13 @@ def _drive(built: Built, hub: Hub, store: Store, meter: Meter, log: _Log, say: P
         if not due:
             return None
         begin = time.time()
-        record = built.evaluator(after, built.engine, built.bank_is_complete)
+        record = built.evaluator(after, engine, built.bank_is_complete)
         log.evaluated(number, time.time() - begin)
         return record
 
     return Drive(
         built.program,
-        built.engine,
+        engine,
         built.adapter.spec,
         store,
         meter,

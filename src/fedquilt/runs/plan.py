@@ -82,7 +82,7 @@ def traffic(spec: Spec, client: ClientPlan, rounds: int, seed: int) -> list[tupl
     for number in range(1, rounds + 1):
         now = Round(number, seed)
         shared = client.share(now)
-        sent = delivery.send([Job(slot, 0, now)], now)[slot]
+        sent = delivery.send([Job(slot, 0, now)], now)[slot].leaves
         sizes.append((meter.size(shared), meter.size(sent)))
         delivery.changes.update({name: [number] for name in shared})
     return sizes

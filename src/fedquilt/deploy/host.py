@@ -1,0 +1,194 @@
+"""A client's side of a run: it answers what the server asks, with its own data, and keeps its own state on its own disk.
+
+A message is answered the same way however often it comes, and whatever happened in between: after every round the host writes what
+its slots hold (the leaves that it was sent, its private ones, its optimisers) as a generation of its own, and a message of round r
+begins from the newest generation before r. So a server that fell back to an earlier round finds clients that fall back with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from fedquilt import tree
+from fedquilt.deploy.parcel import (
+    HEAD,
+    Ask,
+    Done,
+    Hello,
+    Parcel,
+    Pins,
+    Present,
+    Refused,
+    Train,
+    Trained,
+    Undone,
+    parcel,
+    read,
+    unpack,
+)
+from fedquilt.engine.base import InProcess
+from fedquilt.engine.kept import InMemory, kept_of, slot_of
+from fedquilt.errors import FedquiltError, StateError
+from fedquilt.runs.atomic import write_atomic
+from fedquilt.types import Job, Leaf, Reply, Round, Slot, State
+from fedquilt.wire import message
+
+NAME = re.compile(r"round-(\d{6,})-([0-9a-f]{64})\.safetensors")
+HELD, VISIT = "held", "visit"  # kinds of what a slot keeps, beside the engine's own
+
+
+def look_leaf(numbers: int) -> Leaf:
+    """A fingerprint as a message of its own."""
+    return Leaf("fingerprint", (numbers,), "fingerprint", 0)
+
+
+@dataclass
+class Generations:
+    """What a client's slots held after each of the last rounds: a file per round, named by its content.
+
+    Args:
+        keep: rounds; a server that writes a checkpoint every k rounds may fall back by k.
+    """
+
+    folder: Path
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def before(self, number: int) -> dict[Slot, dict[str, State]]:
+        """The newest generation before round ``number``; those of it and later ones never were.
+
+        Raises:
+            StateError: it is damaged.
+        """
+        found = self._rounds()
+        for late in [r for r in found if r >= number]:
+            found.pop(late).unlink()
+        if not found:
+            return {}
+        path = found[max(found)]
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != path.name[-76:-12]:
+            raise StateError(f"{path.name} is corrupt", where=str(path), why="its SHA-256 is another", fix="remove it")
+        slots: dict[Slot, dict[str, Tensor]] = {}
+        for key, x in load(data).items():
+            slots.setdefault(slot_of(key), {})[key] = x
+        return {slot: dict(kept_of(tensors)) for slot, tensors in slots.items()}
+
+    def write(self, number: int, kept: InMemory) -> None:
+        """The generation of a round; the oldest ones go."""
+        data = save({key: x.contiguous() for key, x in kept.tensors().items()})
+        name = f"round-{number:06d}-{hashlib.sha256(data).hexdigest()}.safetensors"
+        write_atomic(self.folder / name, data)
+        found = self._rounds()
+        for old in sorted(found)[: -self.keep]:
+            found[old].unlink()
+
+    def _rounds(self) -> dict[int, Path]:
+        return {int(m[1]): path for path in self.folder.iterdir() if (m := NAME.fullmatch(path.name))}
+
+
+@dataclass
+class Host:
+    """One client.
+
+    Args:
+        engine: over this client's data alone.
+        start: what an adapter begins as; all leaves.
+        rounds: of the run; from which on there are how many slots is said at the start.
+    """
+
+    client: int
+    engine: InProcess
+    start: State
+    pins: Pins
+    seed: int
+    rounds: int
+    generations: Generations
+    leaves: tuple[Leaf, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.leaves = tuple(sorted(self.engine.spec.leaves, key=lambda leaf: leaf.name))
+
+    def answer(self, data: bytes) -> bytes:
+        """The reply to a message; what the host will not do it says."""
+        try:
+            asked = unpack(data, self._most)
+            said = self._train(asked) if asked.kind == "train" else self._hello(read(asked, Hello))
+        except FedquiltError as error:
+            said = parcel(Refused(why=str(error)[:500]))
+        return said.pack()
+
+    @property
+    def _most(self) -> int:
+        """Bytes of the largest message: every slot's whole adapter."""
+        return HEAD + len(self.engine.view.slots) * message.size(self.leaves)
+
+    def _hello(self, hello: Hello) -> Parcel:
+        for name, theirs in hello.pins:
+            if theirs != (ours := getattr(self.pins, name)):
+                return parcel(Refused(why=f"another {name}: the server has {theirs[:12]}, this client {ours[:12]}"))
+        counts = [(number, self.engine.roster(number).get(self.client, 0)) for number in range(1, self.rounds + 1)]
+        changes = [entry for i, entry in enumerate(counts) if not i or entry[1] != counts[i - 1][1]]
+        return parcel(Present(client=self.client, slots=changes))
+
+    def _train(self, asked: Parcel) -> Parcel:
+        train = read(asked, Train)
+        if len(train.asks) != len(asked.blocks) or len({ask.slot for ask in train.asks}) != len(train.asks):
+            raise StateError("a train message with other blocks than slots", where="message")
+        before = self.generations.before(train.round)
+        now, kept, jobs, undone = Round(train.round, self.seed), InMemory(), [], []
+        for slot, state in before.items():
+            kept.put(slot, state)
+        there = self.engine.roster(train.round).get(self.client, 0)
+        for ask, block in zip(train.asks, asked.blocks, strict=True):
+            slot = Slot(self.client, ask.slot)
+            if ask.slot >= there:
+                undone.append(Undone(slot=ask.slot, code="refused", detail=f"this client has {there} slots"))
+            elif ask.since and _visit(kept.get(slot)) != ask.since:
+                undone.append(Undone(slot=ask.slot, code="behind", detail=f"nothing of round {ask.since} is here"))
+            else:
+                held = tree.merge(kept.get(slot).get(HELD, {}) if ask.since else {}, self._received(ask, block))
+                kept.put(slot, {**kept.get(slot), HELD: held, VISIT: {"round": torch.tensor([train.round])}})
+                jobs.append(Job(slot, 0 if ask.new else 1, now, ask.effort))
+        replies = self._trained(jobs, kept)
+        self.generations.write(train.round, kept)
+        return self._reply(train.round, replies, undone)
+
+    def _received(self, ask: Ask, block: bytes) -> dict[str, Tensor]:
+        indices = range(len(self.leaves)) if ask.leaves is None else ask.leaves
+        if any(not 0 <= index < len(self.leaves) for index in indices):
+            raise StateError("a leaf that this adapter does not have", where="message")
+        return message.decode(block, [self.leaves[index] for index in indices]) if indices else {}
+
+    def _trained(self, jobs: list[Job], kept: InMemory) -> list[Reply]:
+        """Train, with the engine's memory in the generation that is being made.
+
+        Leaves that a slot was never sent are its own: they begin as this client drew them."""
+        self.engine.kept = kept
+        return list(self.engine.answer(jobs, [tree.merge(self.start, kept.get(job.slot)[HELD]) for job in jobs]))
+
+    def _reply(self, number: int, replies: list[Reply], undone: list[Undone]) -> Parcel:
+        shared, blocks, done = set(self.engine.client.share(Round(number, self.seed))), [], []
+        leaves = [leaf for leaf in self.leaves if leaf.name in shared]
+        for reply in replies:
+            blocks.append(message.encode(leaves, reply.delta) if leaves else b"")
+            numbers = 0 if reply.fingerprint is None else reply.fingerprint.numel()
+            if reply.fingerprint is not None:
+                blocks.append(message.encode([look_leaf(numbers)], {"fingerprint": reply.fingerprint}))
+            done.append(Done(slot=reply.slot.number, weight=reply.weight, extra=dict(reply.extra), fingerprint=numbers))
+        return parcel(Trained(round=number, done=done, undone=undone), tuple(blocks))
+
+
+def _visit(kept: Mapping[str, State]) -> int:
+    """The round in which a slot was last sent something; 0: never."""
+    return int(kept[VISIT]["round"]) if VISIT in kept else 0

@@ -1,0 +1,184 @@
+"""What travels between a server and a client: a few declared values and blocks of bytes, one block per adapter.
+
+On the wire: the length of the head as 8 bytes, little endian; the head, JSON; the blocks one after the other. What is inside the
+blocks is :mod:`fedquilt.wire.message`. There is no field in which a task name, a label or a raw example could travel, unknown
+fields are refused, and nothing is allocated for a length before it has been held against what is really there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedquilt.errors import StateError
+
+HEAD = 1 << 20  # bytes of the largest head
+VERSION = 1
+SLOTS = 1000  # of one client, at most
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """One message.
+
+    Attributes:
+        kind: of what is said; see the models below.
+        said: JSON.
+    """
+
+    kind: str
+    said: Mapping[str, Any] = field(default_factory=dict)
+    blocks: tuple[bytes, ...] = ()
+
+    def pack(self) -> bytes:
+        """As bytes."""
+        head = {"version": VERSION, "kind": self.kind, "said": self.said, "blocks": [len(block) for block in self.blocks]}
+        text = json.dumps(head, separators=(",", ":")).encode()
+        return b"".join((len(text).to_bytes(8, "little"), text, *self.blocks))
+
+
+class Strict(BaseModel):
+    """No unknown fields, no values of another type."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Pins(Strict):
+    """What both sides must have the same of.
+
+    Attributes:
+        config: digest of the resolved configuration without what only one machine knows.
+        base: digest of the base model's weights and tokenizer.
+        layout: digest of the adapter's leaves.
+    """
+
+    config: str
+    base: str
+    layout: str
+
+
+class Hello(Strict):
+    """Server to client, first: what it runs."""
+
+    pins: Pins
+
+
+class Present(Strict):
+    """The answer: who is there. ``slots``: (round from which on, number of slots)."""
+
+    client: int = Field(ge=0)
+    slots: list[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=0, le=SLOTS)]]]
+
+
+class Ask(Strict):
+    """One slot's job. ``leaves``: which of the adapter's, in the order of their names; None: all.
+
+    ``new``: whether the slot is a newcomer, of which some methods want a look at its data.
+    """
+
+    slot: int = Field(ge=0)
+    leaves: list[int] | None
+    since: int = Field(ge=0)
+    effort: float
+    new: bool
+
+
+class Train(Strict):
+    """Server to client, every round: a block per ask, empty where nothing has changed."""
+
+    round: int = Field(ge=1)
+    asks: list[Ask]
+
+
+class Done(Strict):
+    """One slot's reply: a block for its change, and one for its fingerprint if it has one."""
+
+    slot: int = Field(ge=0)
+    weight: float
+    extra: dict[str, float]
+    fingerprint: int = Field(ge=0)
+
+
+class Undone(Strict):
+    """Why there is none."""
+
+    slot: int = Field(ge=0)
+    code: str = Field(max_length=20)
+    detail: str = Field(max_length=500)
+
+
+class Trained(Strict):
+    """Client to server."""
+
+    round: int = Field(ge=1)
+    done: list[Done]
+    undone: list[Undone]
+
+
+class Refused(Strict):
+    """A client that does nothing, and why."""
+
+    why: str = Field(max_length=500)
+
+
+Said = TypeVar("Said", bound=Strict)
+
+
+def parcel(said: Strict, blocks: tuple[bytes, ...] = ()) -> Parcel:
+    """A message of one of the kinds above."""
+    return Parcel(type(said).__name__.lower(), said.model_dump(), blocks)
+
+
+def read(found: Parcel, kind: type[Said]) -> Said:
+    """What a message says, if it is of that kind.
+
+    Raises:
+        StateError: another kind, or other fields.
+    """
+    if found.kind != kind.__name__.lower():
+        raise StateError(f"a message of kind '{found.kind[:40]}' where '{kind.__name__.lower()}' was expected", where="message")
+    try:
+        return kind.model_validate_json(json.dumps(found.said))  # as JSON: lists may become tuples, numbers no words
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise StateError(f"a '{found.kind}' message has a wrong '{place}'", where="message", why=str(first["msg"])) from error
+
+
+def unpack(data: bytes, most: int) -> Parcel:
+    """The inverse of :meth:`Parcel.pack`.
+
+    Args:
+        most: bytes that a message of the expected kind can have.
+
+    Raises:
+        StateError: too large, or no such message.
+    """
+    if len(data) > most:
+        raise StateError(f"a message of {len(data):,} bytes", where="message", why=f"at most {most:,} can be meant")
+    size = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or size > min(HEAD, len(data) - 8):
+        raise StateError("a message whose head is cut off", where="message")
+    try:
+        head = json.loads(data[8 : 8 + size])
+    except (ValueError, RecursionError) as error:
+        raise StateError("a message whose head is no JSON", where="message", why=str(error)) from error
+    if not isinstance(head, dict) or set(head) != {"version", "kind", "said", "blocks"}:
+        raise StateError("a message with another head", where="message", fix="use the same version of fedquilt everywhere")
+    version, kind, said, lengths = (head[name] for name in ("version", "kind", "said", "blocks"))
+    if version != VERSION:
+        fix = "use the same version of fedquilt everywhere"
+        raise StateError(f"a message of version {str(version)[:20]}, want {VERSION}", where="message", fix=fix)
+    if not isinstance(kind, str) or not isinstance(said, dict) or not isinstance(lengths, list):
+        raise StateError("a message with another head", where="message")
+    if any(type(length) is not int or length < 0 for length in lengths) or sum(lengths) != len(data) - 8 - size:
+        raise StateError("a message whose blocks do not fill it", where="message")
+    blocks, at = [], 8 + size
+    for length in lengths:
+        blocks.append(data[at : at + length])
+        at += length
+    return Parcel(kind, said, tuple(blocks))

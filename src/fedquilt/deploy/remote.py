@@ -1,0 +1,180 @@
+"""The server's engine when clients are elsewhere: jobs become messages, messages become replies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from fedquilt import tree
+from fedquilt.deploy.host import look_leaf
+from fedquilt.deploy.parcel import HEAD, Ask, Hello, Pins, Present, Refused, Train, Trained, parcel, read, unpack
+from fedquilt.engine.kept import InMemory, Kept
+from fedquilt.errors import ConfigError, StateError
+from fedquilt.method import ClientPlan
+from fedquilt.types import Failure, Job, Leaf, Reply, Round, Shipment, Slot, Spec, Stack, State
+from fedquilt.wire import message
+
+
+class Transport(Protocol):
+    """Carries messages to nodes and back. A node is whatever the transport can reach; who is behind it is said in an answer."""
+
+    def nodes(self) -> Sequence[int]:
+        """Those that can be reached now."""
+        ...
+
+    def send(self, node: int, data: bytes) -> int:
+        """Hand over a message; a ticket for its answer."""
+        ...
+
+    def receive(self, tickets: Sequence[int], seconds: float) -> Mapping[int, bytes | str]:
+        """Answers that came within that time, and of those that will not come the reason."""
+        ...
+
+
+@dataclass
+class Remote:
+    """An engine over a transport.
+
+    Args:
+        seed: of the run.
+        fingerprint: numbers in what newcomers send of their data; 0: nothing.
+        deadline: seconds that clients have for a round.
+        refused: node -> why it does not take part; filled by :meth:`meet`.
+    """
+
+    transport: Transport
+    spec: Spec
+    client: ClientPlan
+    seed: int
+    pins: Pins
+    fingerprint: int = 0
+    deadline: float = 3600.0
+    refused: dict[int, str] = field(default_factory=dict)
+    kept: Kept = field(default_factory=InMemory)  # nothing: clients keep their own
+
+    def __post_init__(self) -> None:
+        self.leaves = tuple(sorted(self.spec.leaves, key=lambda leaf: leaf.name))
+        self.nodes: dict[int, int] = {}  # client -> node
+        self.slots: dict[int, list[tuple[int, int]]] = {}
+        self.out: dict[int, tuple[int, dict[int, Job]]] = {}  # ticket -> round, slot number -> job
+
+    def meet(self) -> None:
+        """Ask every node who it is; those that hold something else than this run's are not asked again.
+
+        Raises:
+            ConfigError: nobody is left.
+        """
+        hello = parcel(Hello(pins=self.pins)).pack()
+        asked = {self.transport.send(node, hello): node for node in self.transport.nodes()}
+        answers = self.transport.receive(list(asked), self.deadline)
+        for ticket, node in asked.items():
+            self._present(node, answers.get(ticket, "no answer"))
+        if not self.nodes:
+            why = "; ".join(f"{node}: {reason}" for node, reason in sorted(self.refused.items())) or "no node is connected"
+            raise ConfigError("no client takes part", where="clients", why=why, fix="start the clients, or mend what they say")
+
+    def roster(self, number: int) -> Mapping[int, int]:
+        """Client -> number of slots in a round, as they said."""
+        held = {client: [n for since, n in changes if since <= number][-1:] for client, changes in sorted(self.slots.items())}
+        return {client: n[0] for client, n in held.items() if n and n[0]}
+
+    def submit(self, jobs: Sequence[Job], bank: Stack, shipments: Mapping[Slot, Shipment]) -> list[int]:
+        """One message per client; returns a ticket for each."""
+        rows = {row: tree.row(bank, row) for row in {job.row for job in jobs}}
+        tickets = []
+        for client in sorted({job.slot.client for job in jobs}):
+            mine = [job for job in jobs if job.slot.client == client]
+            asks, blocks = zip(*(self._ask(job, rows[job.row], shipments[job.slot]) for job in mine), strict=True)
+            content = parcel(Train(round=mine[0].round.number, asks=list(asks)), blocks)
+            ticket = self.transport.send(self.nodes[client], content.pack())
+            self.out[ticket] = mine[0].round.number, {job.slot.number: job for job in mine}
+            tickets.append(ticket)
+        return tickets
+
+    def poll(self, tickets: Sequence[int], deadline: float | None = None) -> list[Reply | Failure]:
+        """All that came until the deadline, and a failure for every other job."""
+        answers = self.transport.receive(tickets, self.deadline if deadline is None else deadline)
+        found: list[Reply | Failure] = []
+        for ticket in tickets:
+            number, jobs = self.out.pop(ticket)
+            try:
+                found += self._replies(answers.get(ticket, "nothing came in time"), number, jobs)
+            except StateError as error:
+                found += [Failure(job.slot, "malformed", error.what) for job in jobs.values()]
+        return found
+
+    def state_of(self, slot: Slot, row: State) -> State:
+        """The row: private leaves are not here."""
+        return row
+
+    def own(self, slot: Slot) -> State:
+        """Nothing."""
+        return {}
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    def _present(self, node: int, data: bytes | str) -> None:
+        try:
+            answer = unpack(data, HEAD) if isinstance(data, bytes) else data
+            if isinstance(answer, str) or answer.kind == "refused":
+                self.refused[node] = answer if isinstance(answer, str) else read(answer, Refused).why
+                return
+            present = read(answer, Present)
+        except StateError as error:
+            self.refused[node] = error.what
+            return
+        if present.client in self.nodes:
+            self.refused[node] = f"it says that it is client {present.client}, which is there already"
+            return
+        self.nodes[present.client], self.slots[present.client] = node, present.slots
+
+    def _most(self, jobs: int) -> int:
+        """Bytes of the largest answer to so many jobs."""
+        return HEAD + jobs * (message.size(self.leaves) + message.size([look_leaf(self.fingerprint)]))
+
+    def _ask(self, job: Job, row: State, shipment: Shipment) -> tuple[Ask, bytes]:
+        wanted = set(shipment.leaves)
+        chosen = [i for i, leaf in enumerate(self.leaves) if leaf.name in wanted]
+        block = message.encode([self.leaves[i] for i in chosen], row) if chosen else b""
+        leaves = None if len(chosen) == len(self.leaves) else chosen
+        return Ask(slot=job.slot.number, leaves=leaves, since=shipment.since, effort=job.effort, new=job.row == 0), block
+
+    def _replies(self, data: bytes | str, number: int, jobs: Mapping[int, Job]) -> list[Reply | Failure]:
+        """What one client's answer comes to: something for every job."""
+        answer = unpack(data, self._most(len(jobs))) if isinstance(data, bytes) else data
+        if isinstance(answer, str) or answer.kind == "refused":
+            code, why = ("lost", answer) if isinstance(answer, str) else ("refused", read(answer, Refused).why)
+            return [Failure(job.slot, code, why) for job in jobs.values()]
+        trained = read(answer, Trained)
+        shared = set(self.client.share(Round(number, self.seed)))
+        leaves = [leaf for leaf in self.leaves if leaf.name in shared]
+        blocks = iter(answer.blocks)
+        client = next(iter(jobs.values())).slot.client
+        found: list[Reply | Failure] = []
+        for one in trained.done:
+            delta = _decoded(blocks, leaves)
+            look = _decoded(blocks, [look_leaf(one.fingerprint)])["fingerprint"] if one.fingerprint else None
+            found.append(Reply(Slot(client, one.slot), trained.round, delta, one.weight, one.extra, look))
+        if next(blocks, None) is not None:
+            raise StateError("a trained message with more blocks than slots", where="message")
+        codes = ("behind", "refused")
+        undone = [one for one in trained.undone if one.slot in jobs]
+        found += [Failure(jobs[u.slot].slot, u.code if u.code in codes else "refused", u.detail) for u in undone]
+        silent = set(jobs) - {entry.slot.number for entry in found}
+        return found + [Failure(jobs[slot].slot, "lost", "the answer does not mention it") for slot in sorted(silent)]
+
+
+def _decoded(blocks: Iterator[bytes], leaves: Sequence[Leaf]) -> dict[str, Tensor]:
+    """The next block.
+
+    Raises:
+        StateError: there is none, or it holds something else.
+    """
+    block = next(blocks, None)
+    if block is None:
+        raise StateError("a trained message with fewer blocks than slots", where="message")
+    return message.decode(block, leaves) if leaves else {}

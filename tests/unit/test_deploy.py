@@ -1,0 +1,294 @@
+"""A run whose clients are elsewhere: the bits of the same run in one process, whatever happens to messages, clients and server."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from door import differences, journal, result
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import tiny_config
+
+from fedquilt.deploy.build import host, pins, remote
+from fedquilt.deploy.host import Host
+from fedquilt.deploy.loopback import Loopback, Node
+from fedquilt.deploy.parcel import HEAD, Parcel, Trained, read, unpack
+from fedquilt.deploy.remote import Remote
+from fedquilt.errors import CompositionError, ConfigError, StateError
+from fedquilt.runs.build import Built, build
+from fedquilt.runs.config import RunConfig
+from fedquilt.runs.launch import resume, run
+
+CLIENTS = 4
+
+
+def config(tmp_path: Path, method: str = "fltac", /, **overrides: Any) -> RunConfig:
+    return tiny_config(tmp_path, method, engine="sequential", **overrides)
+
+
+@dataclass
+class Federation:
+    """Hosts of a run in this process; ``change``: what a test does to some of the nodes."""
+
+    folder: Path
+    change: Callable[[int, Host, Node], Node] = lambda node, host, answer: answer
+    hosts: dict[int, Host] = field(default_factory=dict)
+    transport: Loopback | None = None
+
+    def engine(self, built: Built) -> Remote:
+        """Node 10 is client 0: transports number as they like."""
+        self.hosts = {10 + client: host(built, client, self.folder / str(client)) for client in range(CLIENTS)}
+        self.transport = Loopback({node: self.change(node, one, one.answer) for node, one in self.hosts.items()})
+        engine = remote(built, self.transport)
+        engine.meet()
+        return engine
+
+
+def elsewhere(config: RunConfig, folder: Path, change: Callable[[int, Host, Node], Node] | None = None) -> Path:
+    federation = Federation(folder / "clients", *([change] if change else []))
+    return run(config, directory=folder / "run", engine=federation.engine)
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "fltac": {"rounds": 3},
+    "fedit": {"rounds": 3, "method": {"participation": 0.5}},
+    "ffa_lora": {"rounds": 3},
+    "rolora": {"rounds": 3},
+    "fedtt_plus": {"rounds": 3},
+}
+
+
+@pytest.mark.parametrize("method", CASES)
+def test_clients_elsewhere_change_no_bit(method: str, tmp_path: Path) -> None:
+    """Every byte of the run directory: adapters, journals with their byte counts, state."""
+    chosen = config(tmp_path, method, **CASES[method])
+    here = run(chosen, directory=tmp_path / "here")
+    assert differences(result(elsewhere(chosen, tmp_path)), result(here)) == []
+
+
+def test_a_host_that_begins_anew_before_every_message(tmp_path: Path) -> None:
+    """All that it knows is on its disk; and a message that comes twice has the same answer twice."""
+    chosen = config(tmp_path, rounds=4)
+    built = build(chosen)
+
+    def forgetful(node: int, one: Host, answer: Node) -> Node:
+        def anew(data: bytes) -> bytes | None:
+            first = host(built, one.client, one.generations.folder).answer(data)
+            assert host(built, one.client, one.generations.folder).answer(data) == first
+            return first
+
+        return anew
+
+    here = run(chosen, directory=tmp_path / "here")
+    assert differences(result(elsewhere(chosen, tmp_path, forgetful)), result(here)) == []
+
+
+class Crash(Exception):
+    """The server's."""
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("after", range(1, 5))
+def test_a_server_that_falls_back_takes_its_clients_along(after: int, every: int, tmp_path: Path) -> None:
+    """It dies when the clients have trained ``after`` rounds, and has a checkpoint every ``every`` rounds."""
+    chosen = config(tmp_path, rounds=4, checkpoint_every=every)
+    seen: set[int] = set()
+
+    def until(node: int, one: Host, answer: Node) -> Node:
+        def counting(data: bytes) -> bytes | None:
+            found = unpack(data, 1 << 30)
+            seen.add(int(found.said.get("round", 0)))
+            said = answer(data)
+            if found.said.get("round") == after and node == 10 + CLIENTS - 1:
+                raise Crash
+            return said
+
+        return counting
+
+    federation = Federation(tmp_path / "clients", until)
+    with pytest.raises(Crash):
+        run(chosen, directory=tmp_path / "run", engine=federation.engine)
+    again = Federation(tmp_path / "clients")
+    here = run(chosen, directory=tmp_path / "here")
+    assert differences(result(resume(tmp_path / "run", engine=again.engine)), result(here)) == []
+
+
+def test_a_client_that_does_not_answer_is_left_out_and_comes_back(tmp_path: Path) -> None:
+    """Client 3 is away in round 2; after that it is sent everything, and is right."""
+    chosen = config(tmp_path, "fedit", rounds=4)
+    asked: list[Any] = []
+
+    def away(node: int, one: Host, answer: Node) -> Node:
+        def sometimes(data: bytes) -> bytes | None:
+            said = unpack(data, 1 << 30).said
+            if node == 13 and "asks" in said:
+                asked.append((said["round"], said["asks"][0]["since"]))
+            return None if node == 13 and said.get("round") == 2 else answer(data)
+
+        return sometimes
+
+    rounds = journal(elsewhere(chosen, tmp_path, away))
+    assert [entry["accepted"] for entry in rounds] == [4, 3, 4, 4]
+    assert rounds[1]["rejected"] == [{"slot": [3, 0], "code": "lost", "detail": "nothing came in time"}]
+    assert asked == [(1, 0), (2, 1), (3, 0), (4, 3)]
+
+
+def test_a_client_that_lost_its_disk_is_behind_once(tmp_path: Path) -> None:
+    chosen = config(tmp_path, "fedit", rounds=4)
+
+    def losing(node: int, one: Host, answer: Node) -> Node:
+        def lose(data: bytes) -> bytes | None:
+            if node == 11 and unpack(data, 1 << 30).said.get("round") == 3:
+                shutil.rmtree(one.generations.folder)
+                one.generations.folder.mkdir()
+            return answer(data)
+
+        return lose
+
+    rounds = journal(elsewhere(chosen, tmp_path, losing))
+    assert [entry["accepted"] for entry in rounds] == [4, 4, 3, 4]
+    assert rounds[2]["rejected"] == [{"slot": [1, 0], "code": "behind", "detail": "nothing of round 2 is here"}]
+
+
+BAD: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
+    "empty": ("malformed", lambda data: b""),
+    "cut off": ("malformed", lambda data: data[:-1]),
+    "too large": ("malformed", lambda data: data + bytes(HEAD + (1 << 22))),
+    "noise": ("malformed", lambda data: bytes(200)),
+    "another version": ("malformed", lambda data: data.replace(b'"version":1', b'"version":2')),
+    "an unknown field": ("malformed", lambda data: changed(data, lambda said: said | {"task": "mood"})),
+    "a word for a number": ("malformed", lambda data: changed(data, lambda said: said | {"round": "2"})),
+    "no slots": ("lost", lambda data: Parcel("trained", {"round": 2, "done": [], "undone": []}).pack()),
+    "an older round": ("replay", lambda data: changed(data, lambda said: said | {"round": 1})),
+    "a block more": ("malformed", lambda data: repacked(data, lambda p: Parcel(p.kind, p.said, (*p.blocks, b"x")))),
+    "a block less": ("malformed", lambda data: repacked(data, lambda p: Parcel(p.kind, p.said, p.blocks[:-1]))),
+    "a shorter block": ("malformed", lambda data: repacked(data, lambda p: Parcel(p.kind, p.said, (p.blocks[0][:-4],)))),
+    "weight nan": ("weight", lambda data: done(data, weight=float("nan"))),
+    "another slot": ("lost", lambda data: done(data, slot=7)),
+    "a refusal": ("refused", lambda data: Parcel("refused", {"why": "not today"}).pack()),
+    "a refusal too long": ("malformed", lambda data: Parcel("refused", {"why": "x" * 501}).pack()),
+}  # fmt: skip
+
+
+def repacked(data: bytes, how: Callable[[Parcel], Parcel]) -> bytes:
+    return how(unpack(data, 1 << 30)).pack()
+
+
+def changed(data: bytes, how: Callable[[Any], Any]) -> bytes:
+    return repacked(data, lambda p: Parcel(p.kind, how(dict(p.said)), p.blocks))
+
+
+def done(data: bytes, **values: Any) -> bytes:
+    return changed(data, lambda said: said | {"done": [said["done"][0] | values]})
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_answer_is_counted_and_ends_nothing(name: str, tmp_path: Path) -> None:
+    """Client 2's in round 2; the round is that of the other three."""
+    code, how = BAD[name]
+
+    def bad(node: int, one: Host, answer: Node) -> Node:
+        def spoil(data: bytes) -> bytes | None:
+            said = answer(data)
+            assert said is not None
+            return how(said) if node == 12 and unpack(data, 1 << 30).said.get("round") == 2 else said
+
+        return spoil
+
+    rounds = journal(elsewhere(config(tmp_path, "fedit", rounds=3), tmp_path, bad))
+    assert [entry["accepted"] for entry in rounds] == [4, 3, 4]
+    codes = [entry["code"] for entry in rounds[1]["rejected"]]
+    assert code in codes
+    assert set(codes) <= {code, "unknown"}
+
+
+def test_who_holds_something_else_is_not_asked(tmp_path: Path) -> None:
+    """Another base, another configuration, two that say they are the same client: each with its reason."""
+    chosen = config(tmp_path, "fedit", rounds=2)
+    other = build(config(tmp_path, "fedit", rounds=2, method={"lr": 0.5}))
+    built = build(chosen)
+    hosts = {client: host(built, client, tmp_path / str(client)) for client in range(CLIENTS)}
+    hosts[1].pins = hosts[1].pins.model_copy(update={"base": "f" * 32})
+    hosts[2].pins = pins(other)
+    hosts[3].client = 0
+    engine = remote(built, Loopback({node: one.answer for node, one in hosts.items()}))
+    engine.meet()
+    assert engine.nodes == {0: 0}
+    assert {node: why.split(":")[0] for node, why in engine.refused.items()} == {
+        1: "another base",
+        2: "another config",
+        3: "it says that it is client 0, which is there already",
+    }
+    nobody = remote(built, Loopback({1: hosts[1].answer}))
+    with pytest.raises(ConfigError, match="no client takes part") as caught:
+        nobody.meet()
+    assert "another base" in str(caught.value)
+
+
+def test_what_only_one_machine_knows_is_not_pinned(tmp_path: Path) -> None:
+    one = build(config(tmp_path, "fedit"))
+    two = build(config(tmp_path, "fedit", threads=2, cohort=3, partition={"how": "iid", "column": None}))
+    assert pins(one) == pins(two)
+
+
+def test_leaves_that_stay_with_clients_are_refused_for_now(tmp_path: Path) -> None:
+    built = build(config(tmp_path, "fedit", adapter={"head": "private"}))
+    with pytest.raises(CompositionError, match="stay on the clients"):
+        remote(built, Loopback({}))
+
+
+def test_what_is_counted_is_what_travels(tmp_path: Path) -> None:
+    """The meter's bytes beside those of the messages: one head per message more, a hundred bytes or two."""
+    chosen = config(tmp_path, "fedit", rounds=3, adapter={"rank": 8})
+    federation = Federation(tmp_path / "clients")
+    folder = run(chosen, directory=tmp_path / "run", engine=federation.engine)
+    transport = federation.transport
+    assert transport is not None
+    last = journal(folder)[-1]
+    messages = CLIENTS * 4
+    for counted, travelled in ((last["total_down"], transport.sent), (last["total_up"], transport.came)):
+        assert 0 <= travelled - counted <= 250 * messages
+
+
+def test_a_damaged_generation_is_said(tmp_path: Path) -> None:
+    built = build(config(tmp_path, "fedit", rounds=2))
+    federation = Federation(tmp_path / "clients")
+    run(built.config, directory=tmp_path / "run", engine=federation.engine)
+    one = federation.hosts[10]
+    path = max(one.generations.folder.iterdir())
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    with pytest.raises(StateError, match="corrupt"):
+        one.generations.before(99)
+
+
+MESSAGE = Parcel("trained", {"round": 1, "done": [], "undone": []}, (b"abc", b"", b"de")).pack()
+
+
+@settings(max_examples=2000, deadline=None)
+@given(st.binary(max_size=80) | st.tuples(st.integers(0, len(MESSAGE) - 1), st.binary(max_size=9)))
+def test_no_bytes_are_more_than_a_refused_message(found: bytes | tuple[int, bytes]) -> None:
+    """Noise, and a right message with some bytes replaced."""
+    data = found if isinstance(found, bytes) else MESSAGE[: found[0]] + found[1] + MESSAGE[found[0] + len(found[1]) :]
+    try:
+        read(unpack(data, 1 << 20), Trained)
+    except StateError:
+        return
+    assert json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["kind"] == "trained"
+
+
+@pytest.mark.parametrize("lengths", [[3, 2, 1], [3], [6, -1], [True, 4], [5.0], ["5"], None, {"5": 5}])
+def test_blocks_must_be_what_is_there(lengths: Any) -> None:
+    head = json.dumps({"version": 1, "kind": "x", "said": {}, "blocks": lengths}).encode()
+    with pytest.raises(StateError):
+        unpack(len(head).to_bytes(8, "little") + head + b"abcde", 1 << 20)
+
+
+def test_parcels_come_back_as_they_were() -> None:
+    one = Parcel("x", {"a": [1, 2.5, None, "ü"]}, (b"", bytes(range(256)), b"y"))
+    assert unpack(one.pack(), 1 << 20) == one
