@@ -164,7 +164,8 @@ BAD: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "another version": ("malformed", lambda data: data.replace(b'"version":1', b'"version":2')),
     "an unknown field": ("malformed", lambda data: changed(data, lambda said: said | {"task": "mood"})),
     "a word for a number": ("malformed", lambda data: changed(data, lambda said: said | {"round": "2"})),
-    "no slots": ("lost", lambda data: Parcel("trained", {"round": 2, "done": [], "undone": []}).pack()),
+    "no slots": ("lost", lambda data: repacked(data, lambda p: Parcel(p.kind, {**p.said, "done": [], "undone": []}))),
+    "another run": ("malformed", lambda data: changed(data, lambda said: said | {"run": "0" * 64})),
     "an older round": ("replay", lambda data: changed(data, lambda said: said | {"round": 1})),
     "a block more": ("malformed", lambda data: repacked(data, lambda p: Parcel(p.kind, p.said, (*p.blocks, b"x")))),
     "a block less": ("malformed", lambda data: repacked(data, lambda p: Parcel(p.kind, p.said, p.blocks[:-1]))),
@@ -267,7 +268,7 @@ def test_a_damaged_generation_is_said(tmp_path: Path) -> None:
         one.generations.before(99)
 
 
-MESSAGE = Parcel("trained", {"round": 1, "done": [], "undone": []}, (b"abc", b"", b"de")).pack()
+MESSAGE = Parcel("trained", {"run": "r", "round": 1, "done": [], "undone": []}, (b"abc", b"", b"de")).pack()
 
 
 @settings(max_examples=2000, deadline=None)

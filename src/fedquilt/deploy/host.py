@@ -143,6 +143,10 @@ class Host:
 
     def _train(self, asked: Parcel) -> Parcel:
         train = read(asked, Train)
+        if train.run != self.pins.run:
+            raise StateError(
+                "a message of another run", where="message", fix="give server and clients the same configuration and model"
+            )
         if len(train.asks) != len(asked.blocks) or len({ask.slot for ask in train.asks}) != len(train.asks):
             raise StateError("a train message with other blocks than slots", where="message")
         before = self.generations.before(train.round)
@@ -186,7 +190,7 @@ class Host:
             if reply.fingerprint is not None:
                 blocks.append(message.encode([look_leaf(numbers)], {"fingerprint": reply.fingerprint}))
             done.append(Done(slot=reply.slot.number, weight=reply.weight, extra=dict(reply.extra), fingerprint=numbers))
-        return parcel(Trained(round=number, done=done, undone=undone), tuple(blocks))
+        return parcel(Trained(run=self.pins.run, round=number, done=done, undone=undone), tuple(blocks))
 
 
 def _visit(kept: Mapping[str, State]) -> int:

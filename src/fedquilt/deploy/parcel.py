@@ -7,6 +7,7 @@ fields are refused, and nothing is allocated for a length before it has been hel
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -60,6 +61,11 @@ class Pins(Strict):
     base: str
     layout: str
 
+    @property
+    def run(self) -> str:
+        """All of them in one: what every later message says, so that none can be taken for one of another run."""
+        return hashlib.sha256(" ".join((self.config, self.base, self.layout)).encode()).hexdigest()
+
 
 class Hello(Strict):
     """Server to client, first: what it runs."""
@@ -90,6 +96,7 @@ class Ask(Strict):
 class Train(Strict):
     """Server to client, every round: a block per ask, empty where nothing has changed."""
 
+    run: str
     round: int = Field(ge=1)
     asks: list[Ask]
 
@@ -114,6 +121,7 @@ class Undone(Strict):
 class Trained(Strict):
     """Client to server."""
 
+    run: str
     round: int = Field(ge=1)
     done: list[Done]
     undone: list[Undone]

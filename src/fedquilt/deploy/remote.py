@@ -88,7 +88,7 @@ class Remote:
         for client in sorted({job.slot.client for job in jobs}):
             mine = [job for job in jobs if job.slot.client == client]
             asks, blocks = zip(*(self._ask(job, rows[job.row], shipments[job.slot]) for job in mine), strict=True)
-            content = parcel(Train(round=mine[0].round.number, asks=list(asks)), blocks)
+            content = parcel(Train(run=self.pins.run, round=mine[0].round.number, asks=list(asks)), blocks)
             ticket = self.transport.send(self.nodes[client], content.pack())
             self.out[ticket] = mine[0].round.number, {job.slot.number: job for job in mine}
             tickets.append(ticket)
@@ -150,6 +150,8 @@ class Remote:
             code, why = ("lost", answer) if isinstance(answer, str) else ("refused", read(answer, Refused).why)
             return [Failure(job.slot, code, why) for job in jobs.values()]
         trained = read(answer, Trained)
+        if trained.run != self.pins.run:
+            raise StateError("an answer of another run", where="message")
         shared = set(self.client.share(Round(number, self.seed)))
         leaves = [leaf for leaf in self.leaves if leaf.name in shared]
         blocks = iter(answer.blocks)

@@ -1,0 +1,115 @@
+"""The warm worker: one process, one socket, the same answers as a host that is asked directly."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Timer
+
+import pytest
+from door import differences, result
+from tiny import tiny_config
+
+from fedquilt.deploy.build import host, remote
+from fedquilt.deploy.loopback import Loopback
+from fedquilt.deploy.parcel import Train, parcel, unpack
+from fedquilt.deploy.remote import Remote
+from fedquilt.deploy.worker import TAKEN, ask, log_of, start
+from fedquilt.errors import StateError
+from fedquilt.runs.build import Built, build
+from fedquilt.runs.config import load_config
+from fedquilt.runs.launch import run
+
+
+class Station:
+    """A client's machine: its configuration and socket, and every worker that was started for it."""
+
+    def __init__(self, config: Path, client: int, folder: Path, idle: float = 120.0) -> None:
+        self.config, self.client, self.folder, self.idle = config, client, folder, idle
+        self.socket = folder / "socket" / "w"
+        self.workers: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> subprocess.Popen[bytes]:
+        self.workers.append(start(self.config, self.client, self.folder / "state", self.socket, self.idle))
+        return self.workers[-1]
+
+    def ask(self, data: bytes) -> bytes:
+        return ask(self.socket, data, self.start)
+
+    def end(self) -> None:
+        for worker in self.workers:
+            worker.kill()
+            worker.wait()
+
+
+@pytest.fixture
+def station(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Station]:
+    """Client 0 of a tiny run; no worker outlives the test."""
+    folder = tmp_path_factory.mktemp("s")
+    config = folder / "config.toml"
+    config.write_text(tiny_config(folder, "fedit", rounds=3, engine="sequential").to_toml(), encoding="utf-8")
+    one = Station(config, 0, folder)
+    yield one
+    one.end()
+
+
+def test_a_run_through_a_worker_that_is_killed_has_the_same_bits(station: Station, tmp_path: Path) -> None:
+    """Client 0 behind its worker, the others asked directly; killed before round 2, and while it answers in round 3."""
+    chosen = load_config(station.config)
+    built = build(chosen)
+    hosts = {client: host(built, client, tmp_path / str(client)) for client in (1, 2, 3)}
+    rounds: list[int] = []
+
+    def through(data: bytes) -> bytes:
+        rounds.append(int(unpack(data, 1 << 30).said.get("round", 0)))
+        worker = station.workers[-1] if station.workers else None
+        if rounds[-1] == 2 and worker:
+            worker.kill()
+            worker.wait()
+        if rounds[-1] == 3 and worker:
+            os.kill(worker.pid, signal.SIGSTOP)  # so that the message is under way when it dies
+            Timer(0.3, worker.kill).start()
+        return station.ask(data)
+
+    transport = Loopback({0: through, **{client: one.answer for client, one in hosts.items()}})
+
+    def engine(built: Built) -> Remote:
+        made = remote(built, transport)
+        made.meet()
+        return made
+
+    found = run(chosen, directory=tmp_path / "run", engine=engine)
+    here = run(chosen, directory=tmp_path / "here")
+    assert differences(result(found), result(here)) == []
+    assert rounds == [0, 1, 2, 3]
+    assert len(station.workers) == 3, "one answered the first two messages, each that was killed was replaced"
+    assert stat.S_IMODE(station.socket.stat().st_mode) == 0o600
+    assert stat.S_IMODE(station.socket.parent.stat().st_mode) == 0o700
+
+
+def test_one_worker_per_socket_which_ends_when_nobody_asks(station: Station) -> None:
+    station.idle = 8.0
+    refused = parcel(Train(run="of another", round=1, asks=[])).pack()
+    assert b"another run" in station.ask(refused)
+    assert start(station.config, 0, station.folder / "state", station.socket, 1.0).wait(60) == TAKEN
+    assert b"another run" in station.ask(refused)
+    assert len(station.workers) == 1
+    assert station.workers[0].wait(60) == 0
+    assert not station.socket.exists()
+
+
+def test_a_worker_that_cannot_start_says_where_it_says_why(station: Station) -> None:
+    station.config.write_text("rounds = 'many'", encoding="utf-8")
+    with pytest.raises(StateError, match="the worker did not start") as caught:
+        station.ask(b"")
+    assert str(log_of(station.socket)) in str(caught.value)
+    assert "rounds" in log_of(station.socket).read_text(encoding="utf-8")
+
+
+def test_a_socket_s_path_has_a_length(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match="too long for a socket"):
+        start(tmp_path / "c", 0, tmp_path, tmp_path / ("x" * 101))
