@@ -1,0 +1,39 @@
+"""The server's app.
+
+Its settings are the run's configuration of Flower: ``config``, a file on the server; ``directory``, of the run, new or to be
+continued; ``clients``, how many are waited for; ``deadline``, seconds for a round.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedquilt.deploy.build import remote
+from fedquilt.deploy.flower.grid import GridTransport
+from fedquilt.deploy.remote import Remote
+from fedquilt.runs.build import Built
+from fedquilt.runs.launch import resume, run
+from fedquilt.runs.store import MANIFEST
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run, or continue what is in the directory."""
+    settings = context.run_config
+    directory, deadline = Path(str(settings["directory"])), float(settings.get("deadline", 3600.0))
+    transport = GridTransport(grid, int(settings.get("clients", 1)))
+
+    def engine(built: Built) -> Remote:
+        made = remote(built, transport, deadline)
+        made.meet()
+        return made
+
+    if (directory / MANIFEST).exists():
+        resume(directory, engine=engine)
+    else:
+        run(str(settings["config"]), directory=directory, engine=engine)
