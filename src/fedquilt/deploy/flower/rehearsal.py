@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ class Rehearsal:
         nodes: settings of each SuperNode.
     """
 
-    def __init__(self, folder: Path, nodes: list[Mapping[str, Any]]) -> None:
+    def __init__(self, folder: Path, nodes: Sequence[Mapping[str, Any]]) -> None:
         self.folder, self.settings = folder, nodes
         self.port = free_port()
         self.link: subprocess.Popen[bytes] | None = None
