@@ -31,6 +31,8 @@ def main(grid: Grid, context: Context) -> None:
     def engine(built: Built) -> Remote:
         made = remote(built, transport, deadline)
         made.meet()
+        for node, why in sorted(made.refused.items()):
+            print(f"node {node} takes no part: {why}", flush=True)  # a ServerApp's output is what the person who submits sees
         return made
 
     if (directory / MANIFEST).exists():
