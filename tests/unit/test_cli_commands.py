@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -228,3 +229,31 @@ def test_a_regression_shows_its_range_and_many_labels_are_cut() -> None:
     assert data._labels({"labels": None, "range": [0.0, 4.5]}) == "0 to 4.5"
     many = {"labels": {f"l{n}": 1 for n in range(12)}, "train": 12}
     assert data._labels(many).endswith("l7 8%, ... 12 in all")
+
+
+def test_deploy_init_writes_a_folder_per_machine_and_never_twice(tmp_path: Path, capsys: Captured) -> None:
+    """The certificate holds for the names given; private keys are their owner's."""
+    from cryptography import x509
+
+    folder = tmp_path / "federation"
+    assert main(["deploy", "init", str(folder), "--host", "server.example.org", "--host", "10.0.0.1", "--clients", "2"]) == 0
+    secret = [folder / "server" / "server.key", folder / "client-0" / "node", folder / "client-1" / "node"]
+    assert [stat.S_IMODE(path.stat().st_mode) for path in secret] == [0o600] * 3
+    own, root = (x509.load_pem_x509_certificate((folder / "server" / n).read_bytes()) for n in ("server.pem", "ca.crt"))
+    own.verify_directly_issued_by(root)
+    names = own.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["server.example.org"]
+    assert [str(address) for address in names.get_values_for_type(x509.IPAddress)] == ["10.0.0.1"]
+    keys = {(folder / f"client-{n}" / "node").read_bytes() for n in range(2)}
+    assert len(keys) == 2
+    assert not list(folder.rglob("ca.key")), "the authority's key is not kept"
+    assert main(["deploy", "init", str(folder), "--host", "x"]) == 5
+    assert "keys are never replaced" in capsys.readouterr().err
+    assert {(folder / f"client-{n}" / "node").read_bytes() for n in range(2)} == keys
+
+
+def test_deploy_without_flower_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Captured) -> None:
+    monkeypatch.setattr("fedquilt.cli.deploy.find_spec", lambda name: None)
+    assert main(["deploy", "init", str(tmp_path / "x"), "--host", "x"]) == 2
+    assert "pip install 'fedquilt[flower]'" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fedquilt.cli import cost, data, demo, doctor, judge, methods, reports, runs, toy
+from fedquilt.cli import cost, data, demo, deploy, doctor, judge, methods, reports, runs, toy
 
 HELP = "Federated fine-tuning of pre-trained transformers with small adapters."
 # suggest_commands: click suggests too, and the word would stand there twice
@@ -42,4 +42,5 @@ commands = (
 for command in commands:
     app.command()(command)
 app.add_typer(data.app, name="data")
+app.add_typer(deploy.app, name="deploy")
 app.add_typer(methods.app, name="methods")

@@ -47,7 +47,7 @@ def run(
     folder = directory or Path("runs") / f"{resolved.name}{suffix}"
     with resumable(folder) as progress:
         launch.run(resolved, directory=folder, progress=progress)
-    _print_result(folder, as_json)
+    print_result(folder, as_json)
 
 
 def resume(run: Run, as_json: show.AsJson = False) -> None:
@@ -56,7 +56,7 @@ def resume(run: Run, as_json: show.AsJson = False) -> None:
 
     with resumable(run) as progress:
         launch.resume(run, progress=progress)
-    _print_result(run, as_json)
+    print_result(run, as_json)
 
 
 def export(
@@ -98,7 +98,8 @@ def read_config(path: Path, override: list[str] | None, seed: int | None = None)
     return load_config(path, [*(override or []), *([] if seed is None else [f"seed={seed}"])])
 
 
-def _print_result(folder: Path, as_json: bool) -> None:
+def print_result(folder: Path, as_json: bool) -> None:
+    """What a finished run comes to."""
     from fedquilt.report.read import load_run
     from fedquilt.report.results import panel
 
