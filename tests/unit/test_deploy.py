@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from door import differences, journal, result
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,14 +20,18 @@ from tiny import tiny_config
 from fedquilt.deploy.build import host, pins, remote
 from fedquilt.deploy.host import Host
 from fedquilt.deploy.loopback import Loopback, Node
-from fedquilt.deploy.parcel import HEAD, Parcel, Trained, read, unpack
+from fedquilt.deploy.parcel import HEAD, Done, Parcel, Pins, Trained, parcel, read, unpack
 from fedquilt.deploy.remote import Remote
 from fedquilt.errors import CompositionError, ConfigError, StateError
+from fedquilt.method import ClientPlan
 from fedquilt.runs.build import Built, build
 from fedquilt.runs.config import RunConfig
 from fedquilt.runs.launch import resume, run
+from fedquilt.types import Job, Leaf, Round, Shipment, Slot, Spec
+from fedquilt.wire import message
 
 CLIENTS = 4
+RUN = "0" * 32
 
 
 def config(tmp_path: Path, method: str = "fltac", /, **overrides: Any) -> RunConfig:
@@ -45,7 +51,7 @@ class Federation:
         """Node 10 is client 0: transports number as they like."""
         self.hosts = {10 + client: host(built, client, self.folder / str(client)) for client in range(CLIENTS)}
         self.transport = Loopback({node: self.change(node, one, one.answer) for node, one in self.hosts.items()})
-        engine = remote(built, self.transport)
+        engine = remote(built, self.transport, RUN)
         engine.meet()
         return engine
 
@@ -79,8 +85,8 @@ def test_a_host_that_begins_anew_before_every_message(tmp_path: Path) -> None:
 
     def forgetful(node: int, one: Host, answer: Node) -> Node:
         def anew(data: bytes) -> bytes | None:
-            first = host(built, one.client, one.generations.folder).answer(data)
-            assert host(built, one.client, one.generations.folder).answer(data) == first
+            first = host(built, one.client, one.folder).answer(data)
+            assert host(built, one.client, one.folder).answer(data) == first
             return first
 
         return anew
@@ -145,15 +151,15 @@ def test_a_client_that_lost_its_disk_is_behind_once(tmp_path: Path) -> None:
     def losing(node: int, one: Host, answer: Node) -> Node:
         def lose(data: bytes) -> bytes | None:
             if node == 11 and unpack(data, 1 << 30).said.get("round") == 3:
-                shutil.rmtree(one.generations.folder)
-                one.generations.folder.mkdir()
+                shutil.rmtree(one.folder)
+                one.folder.mkdir()
             return answer(data)
 
         return lose
 
     rounds = journal(elsewhere(chosen, tmp_path, losing))
     assert [entry["accepted"] for entry in rounds] == [4, 4, 3, 4]
-    assert rounds[2]["rejected"] == [{"slot": [1, 0], "code": "behind", "detail": "nothing of round 2 is here"}]
+    assert rounds[2]["rejected"] == [{"slot": [1, 0], "code": "behind", "detail": "so it says"}]
 
 
 BAD: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
@@ -172,8 +178,13 @@ BAD: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "a shorter block": ("malformed", lambda data: repacked(data, lambda p: Parcel(p.kind, p.said, (p.blocks[0][:-4],)))),
     "weight nan": ("weight", lambda data: done(data, weight=float("nan"))),
     "another slot": ("lost", lambda data: done(data, slot=7)),
-    "a refusal": ("refused", lambda data: Parcel("refused", {"why": "not today"}).pack()),
-    "a refusal too long": ("malformed", lambda data: Parcel("refused", {"why": "x" * 501}).pack()),
+    "a refusal": ("refused", lambda data: Parcel("refused", {"why": "an error of its own"}).pack()),
+    "a refusal that tells": ("malformed", lambda data: Parcel("refused", {"why": "the text of row 3"}).pack()),
+    "a field that tells": ("malformed", lambda data: done(data, note="the text of row 3")),
+    "a loss that overflows": ("malformed", lambda data: done(data, loss=1e308)),
+    "a nested header": ("malformed", lambda data: headed(data, b"[" * 200_000)),
+    "another type": ("malformed", lambda data: headed(data, b'{"F32":{"dtype":"F4","shape":[8],"data_offsets":[0,4]}}')),
+    "a kind that no screen can show": ("malformed", lambda data: Parcel("\ud800\x1b[2J", {}).pack()),
 }  # fmt: skip
 
 
@@ -187,6 +198,11 @@ def changed(data: bytes, how: Callable[[Any], Any]) -> bytes:
 
 def done(data: bytes, **values: Any) -> bytes:
     return changed(data, lambda said: said | {"done": [said["done"][0] | values]})
+
+
+def headed(data: bytes, head: bytes) -> bytes:
+    """The first block with another head."""
+    return repacked(data, lambda p: Parcel(p.kind, p.said, (len(head).to_bytes(8, "little") + head, *p.blocks[1:])))
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -210,38 +226,104 @@ def test_a_bad_answer_is_counted_and_ends_nothing(name: str, tmp_path: Path) -> 
 
 
 def test_who_holds_something_else_is_not_asked(tmp_path: Path) -> None:
-    """Another base, another configuration, two that say they are the same client: each with its reason."""
+    """Another base, configuration or partition, two that say they are the same client: each with its reason."""
     chosen = config(tmp_path, "fedit", rounds=2)
-    other = build(config(tmp_path, "fedit", rounds=2, method={"lr": 0.5}))
     built = build(chosen)
-    hosts = {client: host(built, client, tmp_path / str(client)) for client in range(CLIENTS)}
+    hosts = {node: host(built, client, tmp_path / str(node)) for node, client in enumerate((0, 1, 2, 3, 3, 1))}
     hosts[1].pins = hosts[1].pins.model_copy(update={"base": "f" * 32})
-    hosts[2].pins = pins(other)
-    hosts[3].client = 0
-    engine = remote(built, Loopback({node: one.answer for node, one in hosts.items()}))
+    hosts[2].pins = pins(build(config(tmp_path, "fedit", rounds=2, method={"lr": 0.5})))
+    hosts[5].client = 9
+    engine = remote(built, Loopback({node: one.answer for node, one in hosts.items()}), RUN)
     engine.meet()
     assert engine.nodes == {0: 0}
-    assert {node: why.split(":")[0] for node, why in engine.refused.items()} == {
-        1: "another base",
-        2: "another config",
-        3: "it says that it is client 0, which is there already",
+    assert engine.refused == {
+        1: "it has another base model",
+        2: "it has another configuration",
+        3: "2 nodes say that they are client 3",
+        4: "2 nodes say that they are client 3",
+        5: "as client 9 it has another partition, or no data at all",
     }
-    nobody = remote(built, Loopback({1: hosts[1].answer}))
+    nobody = remote(built, Loopback({1: hosts[1].answer}), RUN)
     with pytest.raises(ConfigError, match="no client takes part") as caught:
         nobody.meet()
     assert "another base" in str(caught.value)
 
 
+def test_what_a_node_says_of_itself_cannot_end_a_run(tmp_path: Path) -> None:
+    """More slots than it can have, a client that nobody knows, words that no screen can show."""
+    built = build(config(tmp_path, "fedit", rounds=2))
+    said = [
+        Parcel("present", {"client": 0, "slots": [[1, 5]]}),
+        Parcel("present", {"client": 10**30, "slots": [[1, 1]]}),
+        Parcel("present", {"client": 1, "slots": [[1, 10**6]]}),
+        Parcel("\ud800\x1b[2J", {}),
+        Parcel("refused", {"why": "\x1b[2J"}),
+    ]
+    right = host(built, 3, tmp_path / "3")
+    nodes = {node: (lambda data, one=one: one.pack()) for node, one in enumerate(said)}
+    engine = remote(built, Loopback({**nodes, 9: right.answer}), RUN)
+    engine.meet()
+    assert engine.nodes == {3: 9}
+    assert set(engine.refused) == set(nodes)
+    assert all(why.isprintable() for why in engine.refused.values())
+
+
 def test_what_only_one_machine_knows_is_not_pinned(tmp_path: Path) -> None:
     one = build(config(tmp_path, "fedit"))
-    two = build(config(tmp_path, "fedit", threads=2, cohort=3, partition={"how": "iid", "column": None}))
-    assert pins(one) == pins(two)
+    assert pins(one) == pins(build(config(tmp_path, "fedit", threads=2, cohort=3)))
+
+
+def test_the_base_s_digest_does_not_depend_on_what_was_tokenised_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cold and warm caches: a tokenizer remembers how it last cut a text."""
+    monkeypatch.setenv("FEDQUILT_CACHE", str(tmp_path / "cache"))
+    cut = config(tmp_path, "fedit", model={"max_length": 6})
+    assert pins(build(cut)) == pins(build(cut))
+
+
+def test_runs_of_one_configuration_keep_their_state_apart(tmp_path: Path) -> None:
+    """Two servers that ask the same clients in turn, each from its own run."""
+    chosen = config(tmp_path, "rolora", rounds=4, method={"participation": 0.5})
+    here = run(chosen, directory=tmp_path / "here")
+    built = build(chosen)
+    hosts = {client: host(built, client, tmp_path / str(client)) for client in range(CLIENTS)}
+    for number in ("1", "2"):
+
+        def engine(found: Built, number: str = number) -> Remote:
+            made = remote(found, Loopback({client: one.answer for client, one in hosts.items()}), number * 32)
+            made.meet()
+            return made
+
+        folder = run(chosen, directory=tmp_path / number, engine=engine)
+        assert differences(result(folder), result(here)) == []
+    assert {path.name for path in hosts[0].folder.iterdir()} <= {"1" * 32, "2" * 32}
+    assert stat.S_IMODE(hosts[0].folder.stat().st_mode) == 0o700
+
+
+def test_a_server_whose_newest_checkpoint_is_damaged_takes_its_clients_along_too(tmp_path: Path) -> None:
+    """Killed in round 6 with a checkpoint every two rounds, of which the last cannot be read: it begins again after round 2."""
+    chosen = config(tmp_path, rounds=6, checkpoint_every=2)
+
+    def until(node: int, one: Host, answer: Node) -> Node:
+        def dying(data: bytes) -> bytes | None:
+            if unpack(data, 1 << 30).said.get("round") == 6 and node == 13:
+                raise Crash
+            return answer(data)
+
+        return dying
+
+    with pytest.raises(Crash):
+        run(chosen, directory=tmp_path / "run", engine=Federation(tmp_path / "clients", until).engine)
+    newest = max((tmp_path / "run" / "state").glob("hub-*"))
+    newest.write_bytes(newest.read_bytes()[:-1] + b"!")
+    found = resume(tmp_path / "run", engine=Federation(tmp_path / "clients").engine)
+    assert {entry["accepted"] for entry in journal(found)} == {9}
+    assert differences(result(found), result(run(chosen, directory=tmp_path / "here"))) == []
 
 
 def test_leaves_that_stay_with_clients_are_refused_for_now(tmp_path: Path) -> None:
     built = build(config(tmp_path, "fedit", adapter={"head": "private"}))
     with pytest.raises(CompositionError, match="stay on the clients"):
-        remote(built, Loopback({}))
+        remote(built, Loopback({}), RUN)
 
 
 def test_what_is_counted_is_what_travels(tmp_path: Path) -> None:
@@ -257,18 +339,26 @@ def test_what_is_counted_is_what_travels(tmp_path: Path) -> None:
         assert 0 <= travelled - counted <= 250 * messages
 
 
-def test_a_damaged_generation_is_said(tmp_path: Path) -> None:
-    built = build(config(tmp_path, "fedit", rounds=2))
-    federation = Federation(tmp_path / "clients")
-    run(built.config, directory=tmp_path / "run", engine=federation.engine)
-    one = federation.hosts[10]
-    path = max(one.generations.folder.iterdir())
-    path.write_bytes(path.read_bytes()[:-1] + b"!")
-    with pytest.raises(StateError, match="corrupt"):
-        one.generations.before(99)
+def test_a_damaged_generation_is_refused_and_not_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The server hears that it is refused, the client's own log hears why."""
+    chosen = config(tmp_path, "fedit", rounds=3)
+
+    def damaging(node: int, one: Host, answer: Node) -> Node:
+        def damage(data: bytes) -> bytes | None:
+            if node == 10 and unpack(data, 1 << 30).said.get("round") == 3:
+                path = max((one.folder / RUN).iterdir())
+                path.write_bytes(path.read_bytes()[:-1] + b"!")
+            return answer(data)
+
+        return damage
+
+    rounds = journal(elsewhere(chosen, tmp_path, damaging))
+    refused = {"slot": [0, 0], "code": "refused", "detail": "an error of its own"}
+    assert rounds[2]["rejected"] == [refused]
+    assert "is corrupt" in capsys.readouterr().err
 
 
-MESSAGE = Parcel("trained", {"run": "r", "round": 1, "done": [], "undone": []}, (b"abc", b"", b"de")).pack()
+MESSAGE = Parcel("trained", {"run": RUN, "round": 1, "done": [], "undone": []}, (b"abc", b"", b"de")).pack()
 
 
 @settings(max_examples=2000, deadline=None)
@@ -293,3 +383,30 @@ def test_blocks_must_be_what_is_there(lengths: Any) -> None:
 def test_parcels_come_back_as_they_were() -> None:
     one = Parcel("x", {"a": [1, 2.5, None, "ü"]}, (b"", bytes(range(256)), b"y"))
     assert unpack(one.pack(), 1 << 20) == one
+
+
+LEAF = Leaf("w", (2,), "x", 0)
+PLAN = ClientPlan(train=lambda now: ("w",), share=lambda now: ("w",), local=None, wire=None)  # type: ignore[arg-type]
+ANSWER = parcel(
+    Trained(run=RUN, round=1, done=[Done(slot=0, weight=1.0, loss=0.5, fingerprint=0)], undone=[]),
+    (message.encode([LEAF], {"w": torch.ones(2)}),),
+).pack()
+
+
+@settings(max_examples=3000, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, len(ANSWER) - 1), st.binary(min_size=1, max_size=6)), max_size=4), st.integers(0, len(ANSWER))
+)
+def test_no_answer_is_more_than_a_reply_or_a_failure(changes: list[tuple[int, bytes]], end: int) -> None:
+    """A right answer with some bytes replaced, perhaps cut: the job has something in the end, and nothing is raised."""
+    data = bytearray(ANSWER)
+    for place, new in changes:
+        data[place : place + len(new)] = new
+    sent = bytes(data[: end or None])
+    transport = Loopback({0: lambda asked: sent})
+    none = Pins(config="", base="", layout="")
+    engine = Remote(transport, Spec("x", (LEAF,)), PLAN, 0, 1, lambda number: {0: 1}, none, RUN)
+    engine.nodes[0] = 0
+    jobs = [Job(Slot(0, 0), 0, Round(1, 0))]
+    found = engine.poll(engine.submit(jobs, {"w": torch.zeros(1, 2)}, {Slot(0, 0): Shipment(("w",), 0)}))
+    assert Slot(0, 0) in {one.slot for one in found}

@@ -78,7 +78,7 @@ def test_a_run_through_a_worker_that_is_killed_has_the_same_bits(station: Statio
     transport = Loopback({0: through, **{client: one.answer for client, one in hosts.items()}})
 
     def engine(built: Built) -> Remote:
-        made = remote(built, transport)
+        made = remote(built, transport, "0" * 32)
         made.meet()
         return made
 
@@ -93,10 +93,10 @@ def test_a_run_through_a_worker_that_is_killed_has_the_same_bits(station: Statio
 
 def test_one_worker_per_socket_which_ends_when_nobody_asks(station: Station) -> None:
     station.idle = 8.0
-    refused = parcel(Train(run="of another", round=1, asks=[])).pack()
-    assert b"another run" in station.ask(refused)
+    refused = parcel(Train(run="0" * 32, pins="of others", round=1, asks=[])).pack()
+    assert b"another configuration" in station.ask(refused)
     assert start(station.config, 0, station.folder / "state", station.socket, 1.0).wait(60) == TAKEN
-    assert b"another run" in station.ask(refused)
+    assert b"another configuration" in station.ask(refused)
     assert len(station.workers) == 1
     assert station.workers[0].wait(60) == 0
     assert not station.socket.exists()
@@ -112,4 +112,4 @@ def test_a_worker_that_cannot_start_says_where_it_says_why(station: Station) -> 
 
 def test_a_socket_s_path_has_a_length(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="too long for a socket"):
-        start(tmp_path / "c", 0, tmp_path, tmp_path / ("x" * 101))
+        ask(tmp_path / ("x" * 300), b"", lambda: start(tmp_path / "c", 0, tmp_path, tmp_path / ("x" * 300)))

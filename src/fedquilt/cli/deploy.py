@@ -44,7 +44,8 @@ def rehearse(
 ) -> None:
     """Run CONFIG on a real Flower network on this machine: a server and every client in processes of their own, over TLS with keys.
 
-    The result is that of fedquilt run; --dir of a rehearsal that was interrupted continues it."""
+    The result is that of fedquilt run. Clients keep their state beside the run directory, in DIR-clients; the same command
+    continues a rehearsal that was interrupted."""
     need_flower()
     from fedquilt.deploy.flower.rehearsal import Rehearsal
     from fedquilt.errors import StateError
@@ -52,12 +53,10 @@ def rehearse(
     resolved = read_config(config, override, seed)
     folder = (directory or Path("runs") / f"{resolved.name}-rehearsal").resolve()
     with tempfile.TemporaryDirectory(prefix="fq-") as temporary:  # a socket's path is short
-        place = Path(temporary)
+        place, state = Path(temporary), folder.with_name(f"{folder.name}-clients")
         (place / "config.toml").write_text(resolved.to_toml(), encoding="utf-8")
-        nodes = [
-            {"client": n, "config": str(place / "config.toml"), "state": str(place / f"c{n}")}
-            for n in range(resolved.partition.clients)
-        ]
+        every = {"config": str(place / "config.toml"), "sockets": str(place)}
+        nodes = [{"client": n, "state": str(state / str(n)), **every} for n in range(resolved.partition.clients)]
         show.say(f"starting a server and {len(nodes)} clients ...")
         with Rehearsal(place, nodes) as network:
             submitted = network.run(config=str(place / "config.toml"), directory=str(folder), clients=len(nodes))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
-from fedquilt.deploy.host import Generations, Host
+from fedquilt.deploy.host import Host
 from fedquilt.deploy.parcel import Pins
 from fedquilt.deploy.remote import Remote, Transport
 from fedquilt.errors import CompositionError
+from fedquilt.runs.atomic import write_atomic
 from fedquilt.runs.build import Built
 from fedquilt.runs.config import RunConfig
 from fedquilt.wire import message
@@ -24,8 +26,10 @@ def pins(built: Built) -> Pins:
 
 def shared(config: RunConfig) -> str:
     """Digest of what decides a run on every machine alike: not where data is, who holds it, or what computes it."""
-    said = config.model_dump(mode="json", include={"seed", "rounds", "adapter", "method", "model"}, exclude_defaults=True)
-    said.get("model", {}).pop("device", None)
+    decides = {"seed", "rounds", "checkpoint_every", "adapter", "method", "model"}
+    said = config.model_dump(mode="json", include=decides, exclude_defaults=True)
+    for name in ("device", "name", "revision"):  # what the model is, its own digest says
+        said.get("model", {}).pop(name, None)
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
@@ -33,12 +37,21 @@ def host(built: Built, client: int, folder: Path) -> Host:
     """A client's side, over its part of the data; ``folder``: for its own state."""
     engine = copy(built.engine)  # of many clients in one process each has its own view and memory
     engine.view = replace(built.view, slots={slot: data for slot, data in built.view.slots.items() if slot.client == client})
-    generations = Generations(folder, built.config.checkpoint_every + 1)
-    return Host(client, engine, built.adapter.init, pins(built), built.config.seed, built.config.rounds, generations)
+    config = built.config
+    keep = 2 * config.checkpoint_every + 1
+    return Host(client, engine, built.adapter.init, pins(built), config.seed, config.rounds, folder, keep)
 
 
-def remote(built: Built, transport: Transport, deadline: float = 3600.0) -> Remote:
-    """The server's side.
+def run_id(directory: Path) -> str:
+    """What was drawn for the run in this directory, or is now."""
+    path = directory / "run-id"
+    if not path.exists():
+        write_atomic(path, secrets.token_hex(16).encode())
+    return path.read_text(encoding="ascii")
+
+
+def remote(built: Built, transport: Transport, run: str, deadline: float = 3600.0) -> Remote:
+    """The server's side; ``run``: see :func:`run_id`.
 
     Raises:
         CompositionError: trained leaves stay with the clients, which this server could not evaluate.
@@ -49,5 +62,6 @@ def remote(built: Built, transport: Transport, deadline: float = 3600.0) -> Remo
             where="method",
             fix="train it by one process, or let all leaves travel",
         )
-    client = built.program.client
-    return Remote(transport, built.adapter.spec, client, built.config.seed, pins(built), built.fingerprint, deadline)
+    config, client = built.config, built.program.client
+    whose = (config.seed, config.rounds, built.view.roster, pins(built), run)
+    return Remote(transport, built.adapter.spec, client, *whose, built.fingerprint, deadline)

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors.torch import load, save
@@ -55,14 +57,14 @@ class Generations:
     """What a client's slots held after each of the last rounds: a file per round, named by its content.
 
     Args:
-        keep: rounds; a server that writes a checkpoint every k rounds may fall back by k.
+        keep: rounds. A server that writes a checkpoint every k rounds may fall back by k, and by k more if the newest is damaged.
     """
 
     folder: Path
-    keep: int = 2
+    keep: int
 
     def __post_init__(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        private(self.folder)
 
     def before(self, number: int) -> dict[Slot, dict[str, State]]:
         """The newest generation before round ``number``; those of it and later ones never were.
@@ -105,6 +107,8 @@ class Host:
         engine: over this client's data alone.
         start: what an adapter begins as; all leaves.
         rounds: of the run; from which on there are how many slots is said at the start.
+        folder: of its own state, a folder per run in it.
+        keep: generations.
     """
 
     client: int
@@ -113,19 +117,24 @@ class Host:
     pins: Pins
     seed: int
     rounds: int
-    generations: Generations
+    folder: Path
+    keep: int = 3
     leaves: tuple[Leaf, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         self.leaves = tuple(sorted(self.engine.spec.leaves, key=lambda leaf: leaf.name))
+        private(self.folder)
 
     def answer(self, data: bytes) -> bytes:
-        """The reply to a message; what the host will not do it says."""
+        """The reply to a message; what the host will not do it says. Reasons in full go to its own log."""
         try:
             asked = unpack(data, self._most)
-            said = self._train(asked) if asked.kind == "train" else self._hello(read(asked, Hello))
-        except FedquiltError as error:
-            said = parcel(Refused(why=str(error)[:500]))
+            hello = asked.kind == "hello"
+            said = self._hello(read(asked, Hello)) if hello else self._train(read(asked, Train), asked.blocks)
+        except (FedquiltError, OSError) as error:
+            print(f"refused: {error}", file=sys.stderr, flush=True)
+            unread = isinstance(error, StateError) and error.where == "message"
+            said = parcel(Refused(why="an unreadable message" if unread else "an error of its own"))
         return said.pack()
 
     @property
@@ -134,39 +143,43 @@ class Host:
         return HEAD + len(self.engine.view.slots) * message.size(self.leaves)
 
     def _hello(self, hello: Hello) -> Parcel:
-        for name, theirs in hello.pins:
-            if theirs != (ours := getattr(self.pins, name)):
-                return parcel(Refused(why=f"another {name}: the server has {theirs[:12]}, this client {ours[:12]}"))
+        if other := self._other(hello.pins):
+            return parcel(Refused(why=other))
         counts = [(number, self.engine.roster(number).get(self.client, 0)) for number in range(1, self.rounds + 1)]
         changes = [entry for i, entry in enumerate(counts) if not i or entry[1] != counts[i - 1][1]]
         return parcel(Present(client=self.client, slots=changes))
 
-    def _train(self, asked: Parcel) -> Parcel:
-        train = read(asked, Train)
-        if train.run != self.pins.run:
-            raise StateError(
-                "a message of another run", where="message", fix="give server and clients the same configuration and model"
-            )
-        if len(train.asks) != len(asked.blocks) or len({ask.slot for ask in train.asks}) != len(train.asks):
+    def _other(self, pins: Pins) -> Literal["another configuration", "another base model", "another adapter layout"] | None:
+        if pins.config != self.pins.config:
+            return "another configuration"
+        if pins.base != self.pins.base:
+            return "another base model"
+        return None if pins.layout == self.pins.layout else "another adapter layout"
+
+    def _train(self, train: Train, blocks: tuple[bytes, ...]) -> Parcel:
+        if train.pins != self.pins.all:
+            return parcel(Refused(why="another configuration"))
+        if len(train.asks) != len(blocks) or len({ask.slot for ask in train.asks}) != len(train.asks):
             raise StateError("a train message with other blocks than slots", where="message")
-        before = self.generations.before(train.round)
+        generations = Generations(self.folder / train.run, self.keep)
+        before = generations.before(train.round)
         now, kept, jobs, undone = Round(train.round, self.seed), InMemory(), [], []
         for slot, state in before.items():
             kept.put(slot, state)
         there = self.engine.roster(train.round).get(self.client, 0)
-        for ask, block in zip(train.asks, asked.blocks, strict=True):
+        for ask, block in zip(train.asks, blocks, strict=True):
             slot = Slot(self.client, ask.slot)
             if ask.slot >= there:
-                undone.append(Undone(slot=ask.slot, code="refused", detail=f"this client has {there} slots"))
+                undone.append(Undone(slot=ask.slot, code="refused"))
             elif ask.since and _visit(kept.get(slot)) != ask.since:
-                undone.append(Undone(slot=ask.slot, code="behind", detail=f"nothing of round {ask.since} is here"))
+                undone.append(Undone(slot=ask.slot, code="behind"))
             else:
                 held = tree.merge(kept.get(slot).get(HELD, {}) if ask.since else {}, self._received(ask, block))
                 kept.put(slot, {**kept.get(slot), HELD: held, VISIT: {"round": torch.tensor([train.round])}})
                 jobs.append(Job(slot, 0 if ask.new else 1, now, ask.effort))
         replies = self._trained(jobs, kept)
-        self.generations.write(train.round, kept)
-        return self._reply(train.round, replies, undone)
+        generations.write(train.round, kept)
+        return self._reply(train, replies, undone)
 
     def _received(self, ask: Ask, block: bytes) -> dict[str, Tensor]:
         indices = range(len(self.leaves)) if ask.leaves is None else ask.leaves
@@ -181,18 +194,24 @@ class Host:
         self.engine.kept = kept
         return list(self.engine.answer(jobs, [tree.merge(self.start, kept.get(job.slot)[HELD]) for job in jobs]))
 
-    def _reply(self, number: int, replies: list[Reply], undone: list[Undone]) -> Parcel:
-        shared, blocks, done = set(self.engine.client.share(Round(number, self.seed))), [], []
+    def _reply(self, train: Train, replies: list[Reply], undone: list[Undone]) -> Parcel:
+        shared, blocks, done = set(self.engine.client.share(Round(train.round, self.seed))), [], []
         leaves = [leaf for leaf in self.leaves if leaf.name in shared]
         for reply in replies:
             blocks.append(message.encode(leaves, reply.delta) if leaves else b"")
             numbers = 0 if reply.fingerprint is None else reply.fingerprint.numel()
             if reply.fingerprint is not None:
                 blocks.append(message.encode([look_leaf(numbers)], {"fingerprint": reply.fingerprint}))
-            done.append(Done(slot=reply.slot.number, weight=reply.weight, extra=dict(reply.extra), fingerprint=numbers))
-        return parcel(Trained(run=self.pins.run, round=number, done=done, undone=undone), tuple(blocks))
+            done.append(Done(slot=reply.slot.number, weight=reply.weight, loss=reply.extra["loss"], fingerprint=numbers))
+        return parcel(Trained(run=train.run, round=train.round, done=done, undone=undone), tuple(blocks))
 
 
 def _visit(kept: Mapping[str, State]) -> int:
     """The round in which a slot was last sent something; 0: never."""
     return int(kept[VISIT]["round"]) if VISIT in kept else 0
+
+
+def private(folder: Path) -> None:
+    """A folder that only its owner may open: it holds what was learnt from private data."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)

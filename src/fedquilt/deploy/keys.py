@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import os
+import re
+from contextlib import suppress
 from pathlib import Path
 
 from cryptography import x509
@@ -12,7 +14,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from fedquilt.errors import ConfigError
+
 YEARS = 2
+LABELS = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")  # of a host name
 PEM = serialization.Encoding.PEM
 
 
@@ -20,6 +25,9 @@ def write_server(folder: Path, hosts: list[str]) -> None:
     """``ca.crt``, ``server.pem``, ``server.key``: a certificate for these names and addresses by an authority made for it.
 
     The authority's own key is not written: nobody can make another certificate with it.
+
+    Raises:
+        ConfigError: no name or address of a machine.
     """
     authority, key = ec.generate_private_key(ec.SECP384R1()), ec.generate_private_key(ec.SECP384R1())
     issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedquilt federation")])
@@ -30,7 +38,7 @@ def write_server(folder: Path, hosts: list[str]) -> None:
     root = root.add_extension(usage, critical=True).add_extension(
         x509.SubjectKeyIdentifier.from_public_key(authority.public_key()), critical=False
     )
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0])])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedquilt server")])
     names = x509.SubjectAlternativeName([_name(host) for host in hosts])
     own = _certificate(subject, key.public_key(), issuer).add_extension(names, critical=False)
     own = own.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key()), critical=False)
@@ -71,7 +79,10 @@ def _certificate(subject: x509.Name, key: ec.EllipticCurvePublicKey, issuer: x50
 
 
 def _name(host: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        return x509.DNSName(host)
+    with suppress(ValueError):
+        return x509.IPAddress(ipaddress.ip_address(host.strip("[]")))
+    if len(host) > 253 or not LABELS.fullmatch(host):
+        raise ConfigError(
+            f"{host!r} is no name or address of a machine", where="--host", fix="such as server.example.org or 10.0.0.1"
+        )
+    return x509.DNSName(host)

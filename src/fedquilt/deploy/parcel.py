@@ -1,8 +1,9 @@
 """What travels between a server and a client: a few declared values and blocks of bytes, one block per adapter.
 
 On the wire: the length of the head as 8 bytes, little endian; the head, JSON; the blocks one after the other. What is inside the
-blocks is :mod:`fedquilt.wire.message`. There is no field in which a task name, a label or a raw example could travel, unknown
-fields are refused, and nothing is allocated for a length before it has been held against what is really there.
+blocks is :mod:`fedquilt.wire.message`. There is no field in which a task name, a label or a raw example could travel: what a client
+says is numbers and words of a fixed list. Unknown fields are refused, and nothing is allocated for a length before it has been held
+against what is really there.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -20,6 +21,9 @@ from fedquilt.errors import StateError
 HEAD = 1 << 20  # bytes of the largest head
 VERSION = 1
 SLOTS = 1000  # of one client, at most
+MOST_EFFORT = 1000.0
+MOST_LOSS = 1e9
+RUN = r"^[0-9a-f]{32}$"
 
 
 @dataclass(frozen=True)
@@ -49,12 +53,12 @@ class Strict(BaseModel):
 
 
 class Pins(Strict):
-    """What both sides must have the same of.
+    """Digests of what both sides must have the same of.
 
     Attributes:
-        config: digest of the resolved configuration without what only one machine knows.
-        base: digest of the base model's weights and tokenizer.
-        layout: digest of the adapter's leaves.
+        config: of the resolved configuration without what only one machine knows.
+        base: of the base model's weights, its own configuration, and its tokenizer or image transform.
+        layout: of the adapter's leaves.
     """
 
     config: str
@@ -62,8 +66,8 @@ class Pins(Strict):
     layout: str
 
     @property
-    def run(self) -> str:
-        """All of them in one: what every later message says, so that none can be taken for one of another run."""
+    def all(self) -> str:
+        """All of them in one, for the messages after the first."""
         return hashlib.sha256(" ".join((self.config, self.base, self.layout)).encode()).hexdigest()
 
 
@@ -89,14 +93,18 @@ class Ask(Strict):
     slot: int = Field(ge=0)
     leaves: list[int] | None
     since: int = Field(ge=0)
-    effort: float
+    effort: float = Field(gt=0, le=MOST_EFFORT, allow_inf_nan=False)
     new: bool
 
 
 class Train(Strict):
-    """Server to client, every round: a block per ask, empty where nothing has changed."""
+    """Server to client, every round: a block per ask, empty where nothing has changed.
 
-    run: str
+    ``run``: drawn when a run begins; a client keeps the state of every run apart.
+    """
+
+    run: str = Field(pattern=RUN)
+    pins: str
     round: int = Field(ge=1)
     asks: list[Ask]
 
@@ -106,7 +114,7 @@ class Done(Strict):
 
     slot: int = Field(ge=0)
     weight: float
-    extra: dict[str, float]
+    loss: float = Field(ge=-MOST_LOSS, le=MOST_LOSS)
     fingerprint: int = Field(ge=0)
 
 
@@ -114,23 +122,24 @@ class Undone(Strict):
     """Why there is none."""
 
     slot: int = Field(ge=0)
-    code: str = Field(max_length=20)
-    detail: str = Field(max_length=500)
+    code: Literal["behind", "refused"]
 
 
 class Trained(Strict):
     """Client to server."""
 
-    run: str
+    run: str = Field(pattern=RUN)
     round: int = Field(ge=1)
     done: list[Done]
     undone: list[Undone]
 
 
 class Refused(Strict):
-    """A client that does nothing, and why."""
+    """A client that does nothing, and why: a word of a list, for free text could tell of its data. Its own log says more."""
 
-    why: str = Field(max_length=500)
+    why: Literal[
+        "another configuration", "another base model", "another adapter layout", "an unreadable message", "an error of its own"
+    ]
 
 
 Said = TypeVar("Said", bound=Strict)

@@ -44,13 +44,13 @@ def write(folder: Path, hosts: list[str], clients: int) -> None:
     """
     if folder.exists() and any(folder.iterdir()):
         raise StateError("the folder is not empty", where=str(folder), why="keys are never replaced", fix="choose a new folder")
+    write_server(folder / "server", hosts)  # first, for it may refuse a name
     package = folder / "app" / "fedquilt_app"
     package.mkdir(parents=True)
     (folder / "app" / "pyproject.toml").write_text(PYPROJECT, encoding="utf-8")
     (package / "__init__.py").write_text("", encoding="utf-8")
     for side in ("server", "client"):
         (package / f"{side}.py").write_text(f"from fedquilt.deploy.flower import {side}\n\napp = {side}.app\n", encoding="utf-8")
-    write_server(folder / "server", hosts)
     for number in range(clients):
         own = folder / f"client-{number}"
         write_node(own, "node")

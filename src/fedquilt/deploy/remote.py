@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -39,7 +40,9 @@ class Remote:
     """An engine over a transport.
 
     Args:
-        seed: of the run.
+        seed: of the run; rounds: how many.
+        believed: round -> client -> number of slots, as the server's own partition has it: it evaluates on that.
+        run: 32 hexadecimal digits that were drawn for this run; the same when it is continued.
         fingerprint: numbers in what newcomers send of their data; 0: nothing.
         deadline: seconds that clients have for a round.
         refused: node -> why it does not take part; filled by :meth:`meet`.
@@ -49,7 +52,10 @@ class Remote:
     spec: Spec
     client: ClientPlan
     seed: int
+    rounds: int
+    believed: Callable[[int], Mapping[int, int]]
     pins: Pins
+    run: str
     fingerprint: int = 0
     deadline: float = 3600.0
     refused: dict[int, str] = field(default_factory=dict)
@@ -70,16 +76,23 @@ class Remote:
         hello = parcel(Hello(pins=self.pins)).pack()
         asked = {self.transport.send(node, hello): node for node in self.transport.nodes()}
         answers = self.transport.receive(list(asked), self.deadline)
-        for ticket, node in asked.items():
-            self._present(node, answers.get(ticket, "no answer"))
+        present = {
+            node: found for ticket, node in asked.items() if (found := self._present(node, answers.get(ticket, "no answer")))
+        }
+        said = Counter(one.client for one in present.values())
+        for node, one in present.items():
+            if said[one.client] > 1:  # who of them is right cannot be known, and must not depend on who came first
+                self.refused[node] = f"{said[one.client]} nodes say that they are client {one.client}"
+            else:
+                self.nodes[one.client], self.slots[one.client] = node, one.slots
         if not self.nodes:
             why = "; ".join(f"{node}: {reason}" for node, reason in sorted(self.refused.items())) or "no node is connected"
             raise ConfigError("no client takes part", where="clients", why=why, fix="start the clients, or mend what they say")
 
     def roster(self, number: int) -> Mapping[int, int]:
         """Client -> number of slots in a round, as they said."""
-        held = {client: [n for since, n in changes if since <= number][-1:] for client, changes in sorted(self.slots.items())}
-        return {client: n[0] for client, n in held.items() if n and n[0]}
+        held = {client: _at(changes, number) for client, changes in sorted(self.slots.items())}
+        return {client: n for client, n in held.items() if n}
 
     def submit(self, jobs: Sequence[Job], bank: Stack, shipments: Mapping[Slot, Shipment]) -> list[int]:
         """One message per client; returns a ticket for each."""
@@ -88,7 +101,7 @@ class Remote:
         for client in sorted({job.slot.client for job in jobs}):
             mine = [job for job in jobs if job.slot.client == client]
             asks, blocks = zip(*(self._ask(job, rows[job.row], shipments[job.slot]) for job in mine), strict=True)
-            content = parcel(Train(run=self.pins.run, round=mine[0].round.number, asks=list(asks)), blocks)
+            content = parcel(Train(run=self.run, pins=self.pins.all, round=mine[0].round.number, asks=list(asks)), blocks)
             ticket = self.transport.send(self.nodes[client], content.pack())
             self.out[ticket] = mine[0].round.number, {job.slot.number: job for job in mine}
             tickets.append(ticket)
@@ -103,7 +116,7 @@ class Remote:
             try:
                 found += self._replies(answers.get(ticket, "nothing came in time"), number, jobs)
             except StateError as error:
-                found += [Failure(job.slot, "malformed", error.what) for job in jobs.values()]
+                found += [Failure(job.slot, "malformed", plain(error.what)) for job in jobs.values()]
         return found
 
     def state_of(self, slot: Slot, row: State) -> State:
@@ -117,20 +130,22 @@ class Remote:
     def close(self) -> None:
         """Nothing to release."""
 
-    def _present(self, node: int, data: bytes | str) -> None:
+    def _present(self, node: int, data: bytes | str) -> Present | None:
+        """Who a node says it is; None if it takes no part."""
         try:
             answer = unpack(data, HEAD) if isinstance(data, bytes) else data
             if isinstance(answer, str) or answer.kind == "refused":
-                self.refused[node] = answer if isinstance(answer, str) else read(answer, Refused).why
-                return
+                self.refused[node] = plain(answer) if isinstance(answer, str) else f"it has {read(answer, Refused).why}"
+                return None
             present = read(answer, Present)
         except StateError as error:
-            self.refused[node] = error.what
-            return
-        if present.client in self.nodes:
-            self.refused[node] = f"it says that it is client {present.client}, which is there already"
-            return
-        self.nodes[present.client], self.slots[present.client] = node, present.slots
+            self.refused[node] = plain(error.what)
+            return None
+        differ = [n for n in range(1, self.rounds + 1) if _at(present.slots, n) != self.believed(n).get(present.client, 0)]
+        if differ or not any(n for _, n in present.slots):
+            self.refused[node] = f"as client {present.client} it has another partition, or no data at all"
+            return None
+        return present
 
     def _most(self, jobs: int) -> int:
         """Bytes of the largest answer to so many jobs."""
@@ -148,9 +163,9 @@ class Remote:
         answer = unpack(data, self._most(len(jobs))) if isinstance(data, bytes) else data
         if isinstance(answer, str) or answer.kind == "refused":
             code, why = ("lost", answer) if isinstance(answer, str) else ("refused", read(answer, Refused).why)
-            return [Failure(job.slot, code, why) for job in jobs.values()]
+            return [Failure(job.slot, code, plain(why)) for job in jobs.values()]
         trained = read(answer, Trained)
-        if trained.run != self.pins.run:
+        if trained.run != self.run:
             raise StateError("an answer of another run", where="message")
         shared = set(self.client.share(Round(number, self.seed)))
         leaves = [leaf for leaf in self.leaves if leaf.name in shared]
@@ -160,12 +175,10 @@ class Remote:
         for one in trained.done:
             delta = _decoded(blocks, leaves)
             look = _decoded(blocks, [look_leaf(one.fingerprint)])["fingerprint"] if one.fingerprint else None
-            found.append(Reply(Slot(client, one.slot), trained.round, delta, one.weight, one.extra, look))
+            found.append(Reply(Slot(client, one.slot), trained.round, delta, one.weight, {"loss": one.loss}, look))
         if next(blocks, None) is not None:
             raise StateError("a trained message with more blocks than slots", where="message")
-        codes = ("behind", "refused")
-        undone = [one for one in trained.undone if one.slot in jobs]
-        found += [Failure(jobs[u.slot].slot, u.code if u.code in codes else "refused", u.detail) for u in undone]
+        found += [Failure(jobs[one.slot].slot, one.code, "so it says") for one in trained.undone if one.slot in jobs]
         silent = set(jobs) - {entry.slot.number for entry in found}
         return found + [Failure(jobs[slot].slot, "lost", "the answer does not mention it") for slot in sorted(silent)]
 
@@ -180,3 +193,13 @@ def _decoded(blocks: Iterator[bytes], leaves: Sequence[Leaf]) -> dict[str, Tenso
     if block is None:
         raise StateError("a trained message with fewer blocks than slots", where="message")
     return message.decode(block, leaves) if leaves else {}
+
+
+def _at(changes: Sequence[tuple[int, int]], number: int) -> int:
+    """Slots in a round."""
+    return next((n for since, n in reversed(changes) if since <= number), 0)
+
+
+def plain(text: str, most: int = 300) -> str:
+    """What somebody else wrote, safe to show and to write: no control characters, and not much of it."""
+    return "".join(x if x.isprintable() else "?" for x in text[:most])

@@ -38,6 +38,9 @@ def ask(place: Path, data: bytes, start: Callable[[], subprocess.Popen[bytes]]) 
     Raises:
         StateError: it cannot be started, or dies every time; its log says more.
     """
+    if len(os.fsencode(place)) > LONGEST:
+        why = f"the path of a socket has at most {LONGEST} bytes"
+        raise StateError("a path that is too long for a socket", where=str(place), why=why, fix="choose a shorter folder")
     for _ in range(TRIES):
         try:
             with _reached(place, start) as pipe:
@@ -60,9 +63,6 @@ def pid_of(place: Path) -> Path:
 
 def start(config: Path, client: int, folder: Path, place: Path, idle: float = IDLE) -> subprocess.Popen[bytes]:
     """A worker of its own session, which outlives whoever started it."""
-    if len(os.fsencode(place)) > LONGEST:
-        why = f"the path of a socket has at most {LONGEST} bytes"
-        raise StateError("a path that is too long for a socket", where=str(place), why=why, fix="choose a shorter folder")
     place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     command = [sys.executable, "-m", __name__, str(config), str(client), str(folder), str(place), "--idle", str(idle)]
     with log_of(place).open("ab") as log:

@@ -8,6 +8,7 @@ weights only when the name says so: ``tiny:bert``, ``tiny:roberta``, ``tiny:debe
 from __future__ import annotations
 
 import hashlib
+import json
 import string
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
+from fedquilt.data.encode import fingerprint as words
 from fedquilt.data.transform import Transform
 from fedquilt.errors import ModelError, did_you_mean
 from fedquilt.models import vision
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 HEADS = ("classifier", "score")  # modules that map features to classes, by the names transformers gives them
 TINY = ("bert", "roberta", "deberta", "deberta-v2")
 CPU = torch.device("cpu")
+ELSEWHERE = {"_name_or_path", "architectures", "dtype", "transformers_version"}  # of a configuration: not what the model computes
 Channels = tuple[float, float, float]
 
 
@@ -82,14 +85,16 @@ class Base:
 
     @property
     def fingerprint(self) -> str:
-        """blake2b over names, shapes and bytes of all tensors, and the tokenizer: what both ends of a deployment must share."""
+        """blake2b over the weights, the model's own configuration, and its tokenizer or transform: what both ends of a deployment
+        must share."""
         if not self._fingerprint:
             digest = hashlib.blake2b(digest_size=16)
             for name, tensor in sorted(self.model.state_dict().items()):
                 digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
                 digest.update(tensor.cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
-            if self.tokenizer is not None:
-                digest.update(self.tokenizer.backend_tokenizer.to_str().encode())
+            own = {key: value for key, value in self.model.config.to_dict().items() if key not in ELSEWHERE}
+            digest.update(json.dumps(own, sort_keys=True, default=str).encode())
+            digest.update(repr(self.transform).encode() if self.tokenizer is None else words(self.tokenizer).encode())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 

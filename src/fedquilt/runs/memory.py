@@ -47,7 +47,7 @@ def tokens(engine: InProcess, built: Built, workers: int = 1) -> int:
     if getattr(engine, "one_by_one", False):  # never cut
         return max(batch_tokens(built, slot) for slot in built.view.slots)
     sizes = sorted((batch_tokens(built, slot) for slot in built.view.slots), reverse=True)
-    together = min(getattr(engine, "together", 1), -(-built.config.cohort // workers))
+    together = min(getattr(engine, "together", 1), built.config.cohort - workers + 1)
     budget = getattr(engine, "token_budget", sizes[0])
     return min(sum(sizes[:together]), max(budget, 1))
 

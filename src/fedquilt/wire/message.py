@@ -11,8 +11,6 @@ import json
 from collections.abc import Sequence
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
 from fedquilt.errors import StateError
@@ -25,35 +23,37 @@ LAYOUT = "layout"
 
 def encode(leaves: Sequence[Leaf], state: State) -> bytes:
     """The message; leaves in the order of their names, whatever the order given."""
-    arrays = {}
-    for dtype, group in _by_dtype(leaves).items():
-        arrays[NAMES[dtype]] = torch.cat([state[leaf.name].detach().reshape(-1) for leaf in group])
-    return save(arrays, metadata={LAYOUT: layout(leaves)})
+    groups = _by_dtype(leaves)
+    arrays = (torch.cat([state[leaf.name].detach().reshape(-1) for leaf in group]) for group in groups.values())
+    return b"".join((_head(leaves), *(x.cpu().view(torch.uint8).numpy().tobytes() for x in arrays)))
 
 
 def decode(data: bytes, leaves: Sequence[Leaf]) -> dict[str, Tensor]:
     """The tensors of a message that was expected to hold these leaves.
 
+    What it must begin with is known, so nothing of what somebody else wrote is parsed.
+
     Raises:
         StateError: no message, or one of other leaves.
     """
-    size = int.from_bytes(data[:8], "little")
-    try:
-        found = json.loads(data[8 : 8 + size]).get("__metadata__", {}).get(LAYOUT)
-        arrays = load(data)
-    except (ValueError, AttributeError, SafetensorError) as error:
-        raise StateError("a message cannot be read", where="message", why=str(error)) from error
-    if found != layout(leaves):
+    head = _head(leaves)
+    if len(data) != size(leaves):
+        raise StateError(f"a message of {len(data):,} bytes, want {size(leaves):,}", where="message")
+    if data[: len(head)] != head:
         raise StateError(
             "a message holds other leaves than this round's", where="message", fix="use the same model and configuration"
         )
-    out = {}
+    out, at = {}, len(head)
     for dtype, group in _by_dtype(leaves).items():
-        array = arrays.get(NAMES[dtype], torch.zeros(0))
-        if array.dtype != dtype or array.shape != (sum(leaf.size for leaf in group),):
-            raise StateError(f"a message with {tuple(array.shape)} numbers of {array.dtype}", where="message")
+        count = sum(leaf.size for leaf in group)
+        array = (
+            torch.frombuffer(bytearray(data[at : at + count * dtype.itemsize]), dtype=dtype)
+            if count
+            else torch.zeros(0, dtype=dtype)
+        )
         parts = array.split([leaf.size for leaf in group])
         out.update({leaf.name: part.reshape(leaf.shape) for leaf, part in zip(group, parts, strict=True)})
+        at += count * dtype.itemsize
     return dict(sorted(out.items()))
 
 
@@ -65,15 +65,21 @@ def layout(leaves: Sequence[Leaf]) -> str:
 
 def size(leaves: Sequence[Leaf]) -> int:
     """Bytes of the message, without making it."""
-    header: dict[str, object] = {"__metadata__": {LAYOUT: "0" * 32}}
+    return len(_head(leaves)) + sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
+def _head(leaves: Sequence[Leaf]) -> bytes:
+    """What a safetensors file with these arrays begins with."""
+    header: dict[str, object] = {"__metadata__": {LAYOUT: layout(leaves)}}
     offset = 0
     for dtype, group in _by_dtype(leaves).items():
         count = sum(leaf.size for leaf in group)
         end = offset + count * dtype.itemsize
         header[NAMES[dtype]] = {"dtype": NAMES[dtype], "shape": [count], "data_offsets": [offset, end]}
         offset = end
-    text = len(json.dumps(header, separators=(",", ":")).encode())
-    return 8 + (text + 7) // 8 * 8 + offset
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _by_dtype(leaves: Sequence[Leaf]) -> dict[torch.dtype, list[Leaf]]:

@@ -22,13 +22,13 @@ class GridTransport:
     Args:
         expected: nodes that are waited for before the first message.
         patience: seconds that they have to appear; then whoever is there takes part.
-        ttl: seconds that a message lives.
+        ttl: seconds that a message lives: those of a round, or a client that was away would train rounds that are over.
     """
 
     grid: Grid
     expected: int = 1
     patience: float = 600.0
-    ttl: float = 86400.0
+    ttl: float = 3600.0
     issued: list[str | None] = field(default_factory=list)  # ticket -> Flower's id; None: it could not be sent
 
     def nodes(self) -> Sequence[int]:

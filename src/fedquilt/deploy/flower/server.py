@@ -11,9 +11,10 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedquilt.deploy.build import remote
+from fedquilt.deploy.build import remote, run_id
 from fedquilt.deploy.flower.grid import GridTransport
 from fedquilt.deploy.remote import Remote
+from fedquilt.errors import ConfigError
 from fedquilt.runs.build import Built
 from fedquilt.runs.launch import resume, run
 from fedquilt.runs.store import MANIFEST
@@ -25,12 +26,16 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run, or continue what is in the directory."""
     settings = context.run_config
+    if not settings["config"] or not settings["directory"]:
+        raise ConfigError("config and directory are needed", where="flwr run -c", fix='-c \'config="..." directory="..."\'')
     directory, deadline = Path(str(settings["directory"])), float(settings.get("deadline", 3600.0))
-    transport = GridTransport(grid, int(settings.get("clients", 1)))
+    clients = int(settings.get("clients", 1))
+    transport = GridTransport(grid, clients, ttl=deadline)
 
     def engine(built: Built) -> Remote:
-        made = remote(built, transport, deadline)
+        made = remote(built, transport, run_id(directory), deadline)
         made.meet()
+        print(f"{len(made.nodes)} of {clients} clients take part", flush=True)
         for node, why in sorted(made.refused.items()):
             print(f"node {node} takes no part: {why}", flush=True)  # a ServerApp's output is what the person who submits sees
         return made
