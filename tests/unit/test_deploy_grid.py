@@ -1,0 +1,113 @@
+"""The transport over Flower's grid, against a grid that answers late, with errors, with something else, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedquilt.deploy.flower import grid as module
+from fedquilt.deploy.flower.codec import unwrapped, wrapped
+from fedquilt.deploy.flower.grid import GridTransport
+from fedquilt.errors import StateError
+
+Behaviour = Callable[[Message], Message | None]
+
+
+class FakeGrid(Grid):
+    """Every node answers by its own behaviour, at the second look; None: never."""
+
+    def __init__(self, nodes: dict[int, Behaviour]) -> None:
+        self.behaviours = nodes
+        self.pushed: dict[str, Message] = {}
+        self.looks: dict[str, int] = {}
+        self.calls = 0
+
+    def get_node_ids(self) -> Iterable[int]:
+        self.calls += 1
+        return list(self.behaviours)[: self.calls]  # one more appears with every look
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        names: list[Any] = []
+        for message in messages:
+            name = None if message.metadata.dst_node_id == 99 else f"m{len(self.pushed)}"
+            if name:
+                message.metadata.__dict__["_message_id"] = name
+                self.pushed[name] = message
+            names.append(name)
+        return names
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        found = []
+        for name in message_ids:
+            self.looks[name] = self.looks.get(name, 0) + 1
+            asked = self.pushed[name]
+            if self.looks[name] >= 2 and (answer := self.behaviours[asked.metadata.dst_node_id](asked)) is not None:
+                found.append(answer)
+        return found
+
+    def set_run(self, run: Any) -> None: ...
+
+    @property
+    def run(self) -> Any: ...
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    def send_and_receive(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+@pytest.fixture(autouse=True)
+def identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message of Flower's asks which process it is in."""
+    for name in ("_task_id", "_run_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+
+
+def echo(message: Message) -> Message:
+    return Message(wrapped(unwrapped(message.content)[::-1]), reply_to=message)
+
+
+BEHAVIOURS: dict[int, Behaviour] = {
+    1: echo,
+    2: lambda message: Message(Error(2, "it broke"), reply_to=message),
+    3: lambda message: Message(RecordDict({"other": ConfigRecord({"x": 1})}), reply_to=message),
+    4: lambda message: None,
+}
+
+
+def test_every_ticket_has_what_came_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes, the reason of an error, nothing of ours, nothing at all once the time is up, and what could not be sent."""
+    monkeypatch.setattr(module, "PAUSE", 0.001)
+    transport = GridTransport(FakeGrid(BEHAVIOURS), expected=4)
+    assert transport.nodes() == [1, 2, 3, 4], "all that are expected were waited for"
+    tickets = {node: transport.send(node, b"abc") for node in (1, 2, 3, 4, 99)}
+    found = transport.receive(list(tickets.values()), 0.1)
+    assert {node: found.get(ticket) for node, ticket in tickets.items()} == {
+        1: b"cba",
+        2: "Flower's error 2: it broke",
+        3: b"",
+        4: None,
+        99: "it could not be sent",
+    }
+
+
+def test_whoever_is_there_takes_part_when_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PAUSE", 0.001)
+    assert len(GridTransport(FakeGrid(BEHAVIOURS), expected=9, patience=0.05).nodes()) == 4
+
+
+def test_a_message_s_life_is_that_of_its_round() -> None:
+    grid = FakeGrid(BEHAVIOURS)
+    GridTransport(grid, ttl=12.5).send(1, b"")
+    assert grid.pushed["m0"].metadata.ttl == 12.5
+
+
+def test_what_is_wrapped_comes_back() -> None:
+    for data in (b"", bytes(range(256)) * 100):
+        assert unwrapped(wrapped(data)) == data
+    with pytest.raises(StateError):
+        unwrapped(RecordDict())
