@@ -26,7 +26,7 @@ from pathlib import Path
 
 from grid import CONFIGS, FAMILIES, ensure, lines, row, spread
 
-from fedquilt.runs.config import load_config
+from fedquilt.runs.config import RunConfig, load_config
 
 LEDGER = Path(__file__).parent / "results" / "fedtt.jsonl"
 
@@ -114,8 +114,7 @@ def found(folder: Path) -> Found:
 
 def ensured(ledger: Path, config: Path, seed: int, folder: Path, overrides: list[str]) -> Found:
     """What the ledger says of this run, or what it finds when it is trained."""
-    wanted = load_config(config, [f"seed={seed}", *overrides]).to_toml().replace(os.environ["FEDQUILT_DATA"], "$FEDQUILT_DATA")
-    key = {"run": f"{folder.parent.name}/{folder.name}", "config": hashlib.sha256(wanted.encode()).hexdigest()[:16]}
+    key = {"run": f"{folder.parent.name}/{folder.name}", "config": digest(load_config(config, [f"seed={seed}", *overrides]))}
     for line in lines(ledger) if ledger.exists() else []:
         if all(line.pop(name) == value for name, value in key.items()):
             return Found(**line)
@@ -125,6 +124,12 @@ def ensured(ledger: Path, config: Path, seed: int, folder: Path, overrides: list
     with ledger.open("a", encoding="utf-8") as handle:
         handle.write(json.dumps({**key, **asdict(fresh)}) + "\n")
     return fresh
+
+
+def digest(config: RunConfig) -> str:
+    """Of what is not the default, so that a setting which a later version adds changes nothing, and wherever the data is."""
+    wanted = config.model_dump_json(exclude_defaults=True).replace(os.environ["FEDQUILT_DATA"], "$FEDQUILT_DATA")
+    return hashlib.sha256(wanted.encode()).hexdigest()[:16]
 
 
 def task_overrides(task: str) -> list[str]:
