@@ -78,6 +78,15 @@ def test_clients_elsewhere_change_no_bit(method: str, tmp_path: Path) -> None:
     assert differences(result(elsewhere(chosen, tmp_path)), result(here)) == []
 
 
+def test_training_that_diverges_is_rejected_as_in_one_process(tmp_path: Path) -> None:
+    """Weights and losses that are no numbers any more."""
+    chosen = config(tmp_path, "fedit", rounds=1, method={"lr": 1e38, "steps": 4})
+    here = run(chosen, directory=tmp_path / "here")
+    codes = {entry["code"] for entry in journal(here)[0]["rejected"]}
+    assert codes == {"nonfinite"}
+    assert differences(result(elsewhere(chosen, tmp_path)), result(here)) == []
+
+
 def test_a_host_that_begins_anew_before_every_message(tmp_path: Path) -> None:
     """All that it knows is on its disk; and a message that comes twice has the same answer twice."""
     chosen = config(tmp_path, rounds=4)

@@ -22,6 +22,7 @@ from torch import Tensor
 from fedquilt import tree
 from fedquilt.deploy.parcel import (
     HEAD,
+    MOST_LOSS,
     Ask,
     Done,
     Hello,
@@ -202,7 +203,8 @@ class Host:
             numbers = 0 if reply.fingerprint is None else reply.fingerprint.numel()
             if reply.fingerprint is not None:
                 blocks.append(message.encode([look_leaf(numbers)], {"fingerprint": reply.fingerprint}))
-            done.append(Done(slot=reply.slot.number, weight=reply.weight, loss=reply.extra["loss"], fingerprint=numbers))
+            loss = reply.extra["loss"] if abs(reply.extra["loss"]) <= MOST_LOSS else None  # NaN is not
+            done.append(Done(slot=reply.slot.number, weight=reply.weight, loss=loss, fingerprint=numbers))
         return parcel(Trained(run=train.run, round=train.round, done=done, undone=undone), tuple(blocks))
 
 

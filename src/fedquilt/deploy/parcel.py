@@ -110,11 +110,11 @@ class Train(Strict):
 
 
 class Done(Strict):
-    """One slot's reply: a block for its change, and one for its fingerprint if it has one."""
+    """One slot's reply: a block for its change, one for its fingerprint if it has one. ``loss``: None if it is no number."""
 
     slot: int = Field(ge=0)
     weight: float
-    loss: float = Field(ge=-MOST_LOSS, le=MOST_LOSS)
+    loss: Annotated[float, Field(ge=-MOST_LOSS, le=MOST_LOSS)] | None
     fingerprint: int = Field(ge=0)
 
 

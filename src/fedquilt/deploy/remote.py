@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -175,7 +176,16 @@ class Remote:
         for one in trained.done:
             delta = _decoded(blocks, leaves)
             look = _decoded(blocks, [look_leaf(one.fingerprint)])["fingerprint"] if one.fingerprint else None
-            found.append(Reply(Slot(client, one.slot), trained.round, delta, one.weight, {"loss": one.loss}, look))
+            found.append(
+                Reply(
+                    Slot(client, one.slot),
+                    trained.round,
+                    delta,
+                    one.weight,
+                    {"loss": math.nan if one.loss is None else one.loss},
+                    look,
+                )
+            )
         if next(blocks, None) is not None:
             raise StateError("a trained message with more blocks than slots", where="message")
         found += [Failure(jobs[one.slot].slot, one.code, "so it says") for one in trained.undone if one.slot in jobs]
