@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fedquilt.types import Leaf, Reply, Shipment, Slot, Spec
+from fedquilt.types import Reply, Shipment, Slot, Spec
 from fedquilt.wire import message
 
 
 def fingerprint_size(numbers: int) -> int:
     """Bytes of a fingerprint beside the leaves, as a message of its own."""
-    return message.size([Leaf("fingerprint", (numbers,), "fingerprint", 0)])
+    return message.size([message.fingerprint(numbers)])
 
 
 @dataclass

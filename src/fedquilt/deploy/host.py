@@ -48,11 +48,6 @@ NAME = re.compile(r"round-(\d{6,})-([0-9a-f]{64})\.safetensors")
 HELD, VISIT = "held", "visit"  # kinds of what a slot keeps, beside the engine's own
 
 
-def look_leaf(numbers: int) -> Leaf:
-    """A fingerprint as a message of its own."""
-    return Leaf("fingerprint", (numbers,), "fingerprint", 0)
-
-
 @dataclass
 class Generations:
     """What a client's slots held after each of the last rounds: a file per round, named by its content.
@@ -202,7 +197,7 @@ class Host:
             blocks.append(message.encode(leaves, reply.delta) if leaves else b"")
             numbers = 0 if reply.fingerprint is None else reply.fingerprint.numel()
             if reply.fingerprint is not None:
-                blocks.append(message.encode([look_leaf(numbers)], {"fingerprint": reply.fingerprint}))
+                blocks.append(message.encode([message.fingerprint(numbers)], {"fingerprint": reply.fingerprint}))
             loss = reply.extra["loss"] if abs(reply.extra["loss"]) <= MOST_LOSS else None  # NaN is not
             done.append(Done(slot=reply.slot.number, weight=reply.weight, loss=loss, fingerprint=numbers))
         return parcel(Trained(run=train.run, round=train.round, done=done, undone=undone), tuple(blocks))

@@ -11,10 +11,10 @@ from typing import Protocol
 from torch import Tensor
 
 from fedquilt import tree
-from fedquilt.deploy.host import look_leaf
 from fedquilt.deploy.parcel import HEAD, Ask, Hello, Pins, Present, Refused, Train, Trained, parcel, read, unpack
 from fedquilt.engine.kept import InMemory, Kept
 from fedquilt.errors import ConfigError, StateError
+from fedquilt.meter import fingerprint_size
 from fedquilt.method import ClientPlan
 from fedquilt.types import Failure, Job, Leaf, Reply, Round, Shipment, Slot, Spec, Stack, State
 from fedquilt.wire import message
@@ -77,9 +77,9 @@ class Remote:
         hello = parcel(Hello(pins=self.pins)).pack()
         asked = {self.transport.send(node, hello): node for node in self.transport.nodes()}
         answers = self.transport.receive(list(asked), self.deadline)
-        present = {
-            node: found for ticket, node in asked.items() if (found := self._present(node, answers.get(ticket, "no answer")))
-        }
+        rosters = [self.believed(number) for number in range(1, self.rounds + 1)]
+        heard = {node: self._present(node, answers.get(ticket, "no answer"), rosters) for ticket, node in asked.items()}
+        present = {node: one for node, one in heard.items() if one}
         said = Counter(one.client for one in present.values())
         for node, one in present.items():
             if said[one.client] > 1:  # who of them is right cannot be known, and must not depend on who came first
@@ -97,12 +97,18 @@ class Remote:
 
     def submit(self, jobs: Sequence[Job], bank: Stack, shipments: Mapping[Slot, Shipment]) -> list[int]:
         """One message per client; returns a ticket for each."""
-        rows = {row: tree.row(bank, row) for row in {job.row for job in jobs}}
+        blocks_of: dict[tuple[int, tuple[str, ...]], bytes] = {}  # most slots of a row are sent the same
+        mine_of: dict[int, list[Job]] = {}
+        for job in jobs:
+            mine_of.setdefault(job.slot.client, []).append(job)
+            what = job.row, shipments[job.slot].leaves
+            if what not in blocks_of:
+                blocks_of[what] = self._block(tree.row(bank, job.row), what[1])
         tickets = []
-        for client in sorted({job.slot.client for job in jobs}):
-            mine = [job for job in jobs if job.slot.client == client]
-            asks, blocks = zip(*(self._ask(job, rows[job.row], shipments[job.slot]) for job in mine), strict=True)
-            content = parcel(Train(run=self.run, pins=self.pins.all, round=mine[0].round.number, asks=list(asks)), blocks)
+        for client, mine in sorted(mine_of.items()):
+            asks = [self._ask(job, shipments[job.slot]) for job in mine]
+            blocks = tuple(blocks_of[job.row, shipments[job.slot].leaves] for job in mine)
+            content = parcel(Train(run=self.run, pins=self.pins.all, round=mine[0].round.number, asks=asks), blocks)
             ticket = self.transport.send(self.nodes[client], content.pack())
             self.out[ticket] = mine[0].round.number, {job.slot.number: job for job in mine}
             tickets.append(ticket)
@@ -131,8 +137,8 @@ class Remote:
     def close(self) -> None:
         """Nothing to release."""
 
-    def _present(self, node: int, data: bytes | str) -> Present | None:
-        """Who a node says it is; None if it takes no part."""
+    def _present(self, node: int, data: bytes | str, rosters: Sequence[Mapping[int, int]]) -> Present | None:
+        """Who a node says it is; None if it takes no part. ``rosters``: what is believed, round by round."""
         try:
             answer = unpack(data, HEAD) if isinstance(data, bytes) else data
             if isinstance(answer, str) or answer.kind == "refused":
@@ -142,7 +148,7 @@ class Remote:
         except StateError as error:
             self.refused[node] = plain(error.what)
             return None
-        differ = [n for n in range(1, self.rounds + 1) if _at(present.slots, n) != self.believed(n).get(present.client, 0)]
+        differ = any(_at(present.slots, n) != roster.get(present.client, 0) for n, roster in enumerate(rosters, 1))
         if differ or not any(n for _, n in present.slots):
             self.refused[node] = f"as client {present.client} it has another partition, or no data at all"
             return None
@@ -150,14 +156,20 @@ class Remote:
 
     def _most(self, jobs: int) -> int:
         """Bytes of the largest answer to so many jobs."""
-        return HEAD + jobs * (message.size(self.leaves) + message.size([look_leaf(self.fingerprint)]))
+        return HEAD + jobs * (message.size(self.leaves) + fingerprint_size(self.fingerprint))
 
-    def _ask(self, job: Job, row: State, shipment: Shipment) -> tuple[Ask, bytes]:
-        wanted = set(shipment.leaves)
-        chosen = [i for i, leaf in enumerate(self.leaves) if leaf.name in wanted]
-        block = message.encode([self.leaves[i] for i in chosen], row) if chosen else b""
-        leaves = None if len(chosen) == len(self.leaves) else chosen
-        return Ask(slot=job.slot.number, leaves=leaves, since=shipment.since, effort=job.effort, new=job.row == 0), block
+    def _block(self, row: State, names: Sequence[str]) -> bytes:
+        chosen = [self.leaves[i] for i in self._places(names)]
+        return message.encode(chosen, row) if chosen else b""
+
+    def _ask(self, job: Job, shipment: Shipment) -> Ask:
+        places = self._places(shipment.leaves)
+        leaves = None if len(places) == len(self.leaves) else places
+        return Ask(slot=job.slot.number, leaves=leaves, since=shipment.since, effort=job.effort, new=job.row == 0)
+
+    def _places(self, names: Sequence[str]) -> list[int]:
+        wanted = set(names)
+        return [i for i, leaf in enumerate(self.leaves) if leaf.name in wanted]
 
     def _replies(self, data: bytes | str, number: int, jobs: Mapping[int, Job]) -> list[Reply | Failure]:
         """What one client's answer comes to: something for every job."""
@@ -175,17 +187,9 @@ class Remote:
         found: list[Reply | Failure] = []
         for one in trained.done:
             delta = _decoded(blocks, leaves)
-            look = _decoded(blocks, [look_leaf(one.fingerprint)])["fingerprint"] if one.fingerprint else None
-            found.append(
-                Reply(
-                    Slot(client, one.slot),
-                    trained.round,
-                    delta,
-                    one.weight,
-                    {"loss": math.nan if one.loss is None else one.loss},
-                    look,
-                )
-            )
+            look = _decoded(blocks, [message.fingerprint(one.fingerprint)])["fingerprint"] if one.fingerprint else None
+            extra = {"loss": math.nan if one.loss is None else one.loss}
+            found.append(Reply(Slot(client, one.slot), trained.round, delta, one.weight, extra, look))
         if next(blocks, None) is not None:
             raise StateError("a trained message with more blocks than slots", where="message")
         found += [Failure(jobs[one.slot].slot, one.code, "so it says") for one in trained.undone if one.slot in jobs]

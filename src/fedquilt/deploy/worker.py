@@ -56,11 +56,6 @@ def log_of(place: Path) -> Path:
     return place.with_suffix(".log")
 
 
-def pid_of(place: Path) -> Path:
-    """Which process it is."""
-    return place.with_suffix(".pid")
-
-
 def start(config: Path, client: int, folder: Path, place: Path, idle: float = IDLE) -> subprocess.Popen[bytes]:
     """A worker of its own session, which outlives whoever started it."""
     place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -97,7 +92,7 @@ def main() -> None:
     try:
         with FileLock(arguments.socket.with_suffix(".lock"), timeout=PATIENCE):
             arguments.socket.unlink(missing_ok=True)  # of one that was killed: who holds the lock is the only one
-            pid_of(arguments.socket).write_text(str(os.getpid()), encoding="ascii")
+            arguments.socket.with_suffix(".pid").write_text(str(os.getpid()), encoding="ascii")
             from fedquilt.deploy.build import host
             from fedquilt.runs.build import build
             from fedquilt.runs.config import load_config

@@ -37,8 +37,8 @@ def decode(data: bytes, leaves: Sequence[Leaf]) -> dict[str, Tensor]:
         StateError: no message, or one of other leaves.
     """
     head = _head(leaves)
-    if len(data) != size(leaves):
-        raise StateError(f"a message of {len(data):,} bytes, want {size(leaves):,}", where="message")
+    if len(data) != (want := len(head) + _numbers(leaves)):
+        raise StateError(f"a message of {len(data):,} bytes, want {want:,}", where="message")
     if data[: len(head)] != head:
         raise StateError(
             "a message holds other leaves than this round's", where="message", fix="use the same model and configuration"
@@ -65,7 +65,17 @@ def layout(leaves: Sequence[Leaf]) -> str:
 
 def size(leaves: Sequence[Leaf]) -> int:
     """Bytes of the message, without making it."""
-    return len(_head(leaves)) + sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    return len(_head(leaves)) + _numbers(leaves)
+
+
+def fingerprint(numbers: int) -> Leaf:
+    """What newcomers may send of their data, as the one leaf of a message of its own."""
+    return Leaf("fingerprint", (numbers,), "fingerprint", 0)
+
+
+def _numbers(leaves: Sequence[Leaf]) -> int:
+    """Bytes after the head."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
 def _head(leaves: Sequence[Leaf]) -> bytes:
