@@ -4,11 +4,13 @@
 
 All on all-MiniLM-L6-v2 and the five GLUE tasks of the FL-TAC paper, cut at 128 tokens; what is compared alternates lap by lap.
 
-- clients: whole rounds of FedIT (plan, training, gate, aggregation; no evaluation) of 10, 100 and 1,000 clients with the same rows
-  between them, once each; and the same with a model that computes nothing, so that what is left is the price of a client.
+- clients: whole rounds of FedIT (plan, training, gate, aggregation; no evaluation) of 10, 100 and 1,000 clients (less the few that
+  no row is drawn for) with the same rows between them, once each; and the same with a model that computes nothing, so that what is
+  left is the price of a client.
 - families: a step of five slots of 32 rows for every adapter family.
 - evaluation: five adapters on their tasks' evaluation rows: ours, and peft's model padded to 128 tokens, adapter by adapter.
-- lanes: 128 clients of one row each: the vectorised engine, the same engine one slot at a time, and peft's model.
+- lanes: 128 clients of one row each: the vectorised engine, the same engine one slot at a time, and peft's model; and the first
+  two once more with the base's maps in bfloat16.
 """
 
 from __future__ import annotations
@@ -32,8 +34,10 @@ from torch import Tensor
 from fedquilt import tree
 from fedquilt.clock import Drive
 from fedquilt.data.encode import Task
+from fedquilt.engine.base import InProcess
 from fedquilt.engine.batches import assemble as batch
 from fedquilt.meter import Meter
+from fedquilt.models.loading import load
 from fedquilt.models.padded import pad, parameter_name, with_lora
 from fedquilt.runs import registry
 from fedquilt.runs.build import Built, assemble, build, load_tasks, make_partition
@@ -119,7 +123,7 @@ def clients(laps: int) -> None:
     for number, built in made.items():
         ratio = statistics.median(found[number]) / statistics.median(found[CLIENTS[0]])
         price = middle(empty[number], len(built.view.slots))[0]
-        rows.append([f"{number:,}", *middle(found[number], samples), f"{ratio:.2f}", price])
+        rows.append([f"{len(built.view.slots):,}", *middle(found[number], samples), f"{ratio:.2f}", price])
     table(["clients", "ms per sample", "fastest, slowest", "of ten clients'", "ms per client, nothing computed"], rows)
 
 
@@ -202,21 +206,30 @@ def mean(logits: list[Tensor]) -> list[float]:
 def lanes(laps: int) -> None:
     """Many clients of one row."""
     built = build(config(400, 20, "adapter.rank=1"))
-    given, loop, engine = works(built, 128, 1, 1, 0), Loop(built, None), built.engine
+    chosen = config(400, 20, "adapter.rank=1", "model.precision=bfloat16")
+    base = load(chosen.model, classes=max(task.classes for task in built.tasks.values()), seed=chosen.seed)
+    half = assemble(chosen, base, built.tasks, built.partition)
+    given, loop = works(built, 128, 1, 1, 0), Loop(built, None)
 
-    def alone() -> list[float]:
+    def alone(engine: InProcess) -> list[float]:
         return [engine.train([work])[0].loss for work in given]
 
-    def together() -> list[float]:
+    def together(engine: InProcess) -> list[float]:
         return [done.loss for done in engine.train(given)]
 
-    for other in (alone(), loop.slots(given)):
-        agree("loss", together(), other)
-    ways = {"peft, one client at a time": lambda: loop.slots(given), "fedquilt, one client at a time": alone, "fedquilt": together}
+    ways: dict[str, Callable[[], list[float]]] = {
+        "peft, one client at a time": lambda: loop.slots(given),
+        "fedquilt, one client at a time": lambda: alone(built.engine),
+        "fedquilt": lambda: together(built.engine),
+        "fedquilt, bfloat16, one client at a time": lambda: alone(half.engine),
+        "fedquilt, bfloat16": lambda: together(half.engine),
+    }
+    for name, way in ways.items():
+        agree("loss", ways["fedquilt, bfloat16" if "bfloat16" in name else "fedquilt"](), way())
     found = laps_of(ways, laps)
-    best = statistics.median(found["fedquilt"])
-    rows = [[name, *middle(spent, len(given)), f"{statistics.median(spent) / best:.2f}"] for name, spent in found.items()]
-    table(["way", "ms per client", "fastest, slowest", "over fedquilt"], rows)
+    best = {name: statistics.median(found["fedquilt, bfloat16" if "bfloat16" in name else "fedquilt"]) for name in ways}
+    rows = [[name, *middle(spent, len(given)), f"{statistics.median(spent) / best[name]:.2f}"] for name, spent in found.items()]
+    table(["way", "ms per client", "fastest, slowest", "over fedquilt's in its precision"], rows)
 
 
 def agree(what: str, found: Sequence[float], expected: Sequence[float]) -> None:

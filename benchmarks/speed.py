@@ -9,7 +9,8 @@ texts; images: a ViT-S/14 on CIFAR-10 and CIFAR-100; dolly: SmolLM2-135M on Doll
 - shipped: how the public FL-TAC code trains. One adapter after the other, every text padded to 128 tokens (Dolly: 512), peft's
   model in training mode as it comes, a new AdamW for every adapter, ``loss.item()`` in every step.
 - padded to the batch: the same, padded to the longest text of the batch.
-- pooled: the same loop with one adapter on all rows together (centralised training), shuffled, or sorted by length.
+- pooled: the same loop with one adapter on all rows together (centralised training), shuffled, or sorted by length; the latter
+  also under torch's autocast to bfloat16.
 - sequential, vectorised: our engines. bfloat16: vectorised with ``model.precision = "bfloat16"``.
 
 A lap trains every slot from the same start on rows of its own; lap by lap the variants alternate, so that other load on the
@@ -51,6 +52,7 @@ from fedquilt.types import Batch, Job, Round, Slot
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SHIPPED, BATCH, POOLED, GROUPED = "shipped", "padded to the batch", "pooled, shuffled", "pooled, sorted by length"
+GROUPED_HALF = "pooled, sorted by length, bfloat16"
 SEQUENTIAL, VECTORISED, HALF = "fedquilt, sequential", "fedquilt, vectorised", "fedquilt, vectorised, bfloat16"
 NEAR, NEAR_HALF = 1e-4, 2e-2
 
@@ -77,8 +79,8 @@ Train = Callable[[list[Work]], list[float]]  # one lap; the mean loss of every s
 class Loop:
     """peft's model, one adapter after the other."""
 
-    def __init__(self, built: Built, pad_to: int | None) -> None:
-        self.built, self.pad_to = built, pad_to
+    def __init__(self, built: Built, pad_to: int | None, half: bool = False) -> None:
+        self.built, self.pad_to, self.half = built, pad_to, half
         model = copy.deepcopy(built.base.model)
         model.set_attn_implementation("sdpa")  # transformers' own choice
         for module in model.modules():  # Llama and vision models take it from a number; ours from a module
@@ -104,7 +106,8 @@ class Loop:
         optimiser = torch.optim.AdamW(mine, lr=self.built.method.local.lr, weight_decay=self.built.method.local.weight_decay)
         losses = []
         for batch in found:
-            loss = self._loss(batch)
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
+                loss = self._loss(batch)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -193,7 +196,7 @@ def bert_base(folder: Path) -> Path:
 
 def variants(name: str, built: Built, half: Built | None) -> dict[str, Train]:
     """What is compared, the slowest first."""
-    pad_to, loop = WORKLOADS[name].pad_to, Loop(built, None)
+    pad_to, loop, halved = WORKLOADS[name].pad_to, Loop(built, None), Loop(built, None, half=True)
     slow = SequentialEngine(
         built.view, built.adapter.spec, built.program.client, network(built.base, built.adapter, packed=False), built.config.seed
     )
@@ -201,6 +204,7 @@ def variants(name: str, built: Built, half: Built | None) -> dict[str, Train]:
     out |= {BATCH: loop.slots} if pad_to else {SHIPPED: loop.slots}
     out |= {POOLED: lambda given: loop.pooled(given, sort=False)}
     out |= {GROUPED: lambda given: loop.pooled(given, sort=True)} if pad_to else {}
+    out |= {GROUPED_HALF: lambda given: halved.pooled(given, sort=True)} if pad_to and half else {}
     out |= {SEQUENTIAL: lambda given: [done.loss for done in slow.train(given)]}
     out |= {VECTORISED: lambda given: [done.loss for done in built.engine.train(given)]}
     return out | ({HALF: lambda given: [done.loss for done in half.engine.train(given)]} if half else {})
@@ -240,7 +244,7 @@ def agree(losses: Mapping[str, list[float]]) -> None:
     """
     truth = torch.tensor(losses[SEQUENTIAL])
     for way, found in losses.items():
-        if way in (POOLED, GROUPED):
+        if way in (POOLED, GROUPED, GROUPED_HALF):
             continue
         apart = float((torch.tensor(found) - truth).abs().max())
         if not apart <= (NEAR_HALF if way == HALF else NEAR):  # NaN is not near either

@@ -26,11 +26,11 @@ HERE = Path(__file__).parent
 SUITE: dict[str, tuple[tuple[str, ...], ...]] = {
     "speed": (
         ("speed.py", "glue"),
-        ("speed.py", "glue", "--rank", "4", "--dropout", "0"),
-        ("speed.py", "glue", "--rank", "16", "--dropout", "0"),
-        ("speed.py", "images", "--dropout", "0"),
-        ("speed.py", "dolly", "--dropout", "0"),
-        ("speed.py", "bert-base", "--dropout", "0"),
+        ("speed.py", "glue", "--rank", "4", "--dropout", "0", "--steps", "1"),
+        ("speed.py", "glue", "--rank", "16", "--dropout", "0", "--steps", "1"),
+        ("speed.py", "images", "--dropout", "0", "--steps", "1", "--rows", "8"),
+        ("speed.py", "dolly", "--dropout", "0", "--steps", "1", "--rows", "2"),
+        ("speed.py", "bert-base", "--dropout", "0", "--steps", "1", "--rows", "8"),
     ),
     "engine": (("engine.py",),),
     "aggregation": (("aggregation.py",),),

@@ -93,10 +93,14 @@ class Evaluator:
 
     def _scores(self, cache: dict[tuple[object, str], dict[str, float]], key: object, state: State, name: str) -> dict[str, float]:
         if (key, name) not in cache:
-            stack = {leaf: tensor[None] for leaf, tensor in state.items()}
-            prompts = self.prompts(self.view.tasks[name], self.texts.rows) if self.texts else None
-            cache[key, name] = self.score(stack, name, self.split(name), prompts)
+            cache[key, name] = self.of(state, name)
         return cache[key, name]
+
+    def of(self, state: State, name: str) -> dict[str, float]:
+        """The task's metrics of one adapter."""
+        stack = {leaf: tensor[None] for leaf, tensor in state.items()}
+        prompts = self.prompts(self.view.tasks[name], self.texts.rows) if self.texts else None
+        return self.score(stack, name, self.split(name), prompts)
 
     def score(self, stack: Stack, name: str, batches: Sequence[Batch], prompts: Asked | None = None) -> dict[str, float]:
         """The task's metrics of adapters ``stack [G, ...]`` on evaluation ``batches``, every row answered by its owner; of

@@ -98,7 +98,16 @@ def test_a_column_that_was_not_loaded() -> None:
 
 def test_idle_clients_are_noted() -> None:
     result = partition({"t": np.zeros(3)}, PartitionConfig(how="iid", clients=5), seed=0)
-    assert result.notes == ("clients without any data: 3, 4",)
+    idle = [client for client, count in enumerate(result.counts()["t"]) if not count]
+    assert result.notes == (f"clients without any data: {idle[0]}, {idle[1]}",)
+
+
+def test_few_rows_are_not_always_the_first_clients() -> None:
+    """Five tasks of forty rows over a hundred clients: about 1 - 0.6^5 of them have some, and not the same for every task."""
+    tasks = {name: np.zeros(40) for name in "abcde"}
+    counts = np.array(list(partition(tasks, PartitionConfig(how="iid", clients=100), seed=0).counts().values()))
+    assert counts.sum(1).tolist() == [40] * 5
+    assert 85 <= int((counts.sum(0) > 0).sum()) <= 99
 
 
 @pytest.mark.parametrize("tasks", [{}, {"t": np.zeros(0)}])

@@ -82,8 +82,8 @@ BEHAVIOURS: dict[int, Behaviour] = {
 def test_every_ticket_has_what_came_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes, the reason of an error, nothing of ours, nothing at all once the time is up, and what could not be sent."""
     monkeypatch.setattr(module, "PAUSE", 0.001)
-    transport = GridTransport(FakeGrid(BEHAVIOURS), expected=4)
-    assert transport.nodes() == [1, 2, 3, 4], "all that are expected were waited for"
+    transport = GridTransport(FakeGrid(BEHAVIOURS))
+    transport.wait(4)
     tickets = {node: transport.send(node, b"abc") for node in (1, 2, 3, 4, 99)}
     found = transport.receive(list(tickets.values()), 0.1)
     assert {node: found.get(ticket) for node, ticket in tickets.items()} == {
@@ -95,9 +95,13 @@ def test_every_ticket_has_what_came_of_it(monkeypatch: pytest.MonkeyPatch) -> No
     }
 
 
-def test_whoever_is_there_takes_part_when_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nodes_are_waited_for_until_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PAUSE", 0.001)
-    assert len(GridTransport(FakeGrid(BEHAVIOURS), expected=9, patience=0.05).nodes()) == 4
+    grid = FakeGrid(BEHAVIOURS)
+    GridTransport(grid).wait(2)
+    assert grid.calls == 2, "it looked until two were there, and no longer"
+    GridTransport(grid).wait(9, patience=0.05)
+    assert GridTransport(grid).nodes() == [1, 2, 3, 4]
 
 
 def test_a_message_s_life_is_that_of_its_round() -> None:

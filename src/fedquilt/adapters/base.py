@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import torch
 from pydantic import Field
@@ -66,6 +66,7 @@ class Inserted:
 
     reads: bool = False
     per: Literal["token", "row"] = "token"
+    spread: ClassVar[bool] = False
 
     def before(self, values: State, x: Tensor) -> Tensor:
         """What it was."""

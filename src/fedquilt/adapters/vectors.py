@@ -27,6 +27,7 @@ class Scale(Inserted):
 
     reads: bool = False
 
+    spread: ClassVar[bool] = True
     parts: ClassVar[tuple[str, ...]] = ("ia3",)
 
     def before(self, values: State, x: Tensor) -> Tensor:
@@ -45,6 +46,7 @@ class Bias(Inserted):
     own: Tensor = field(repr=False, compare=False)
     per: Literal["token", "row"] = "token"
 
+    spread: ClassVar[bool] = True
     parts: ClassVar[tuple[str, ...]] = ("bias",)
 
     def after(self, values: State, x: Tensor, y: Tensor) -> Tensor:
@@ -58,6 +60,7 @@ class Affine(Inserted):
 
     per: Literal["token", "row"] = "token"
 
+    spread: ClassVar[bool] = True
     parts: ClassVar[tuple[str, ...]] = ("gamma", "beta")
 
     def after(self, values: State, x: Tensor, y: Tensor) -> Tensor:
@@ -80,7 +83,7 @@ class Norm(Inserted):
 
 def _channels(vector: Tensor, y: Tensor, per: str) -> Tensor:
     """Ready to be broadcast over ``y [..., d]``, or over images ``y [n, d, h, w]``."""
-    return vector if per == "token" else vector[:, None, None]
+    return vector if per == "token" else vector[..., None, None]
 
 
 def ia3(

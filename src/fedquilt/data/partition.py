@@ -2,7 +2,7 @@
 
 The rules: ``dirichlet-task`` (Ping et al. 2024, FL-TAC, section 4.1), ``dirichlet-label`` (Hsu et al. 2019, arXiv
 1909.06335), ``iid``, ``shards`` (McMahan et al. 2017, section 3), ``column`` (natural: a user, a hospital, a topic) and
-``file`` (saved before).
+``file`` (saved before). With ``own`` nothing is spread: every client is a machine with its own data.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Partition:
     @property
     def clients(self) -> int:
         """The number of clients, those without data included."""
-        return len(next(iter(self.parts.values())))
+        return len(next(iter(self.parts.values()), ()))
 
     def counts(self) -> dict[str, list[int]]:
         """Task -> rows of each client."""
@@ -69,9 +69,27 @@ class Partition:
             fix = "write it anew: fedquilt data partition CONFIG --out FILE"
             raise DataError("this is no partition file", where=str(path), why=repr(error), fix=fix) from error
         sizes = {len(clients) for clients in parts.values()}
+        if result.how == "own" and not result.parts:
+            return result
         if len(sizes) != 1 or sizes == {0}:
             raise DataError("all tasks of a partition need the same number of clients, at least one", where=str(path))
         return result
+
+
+def own(tasks: Mapping[str, RawTask], client: int | None) -> Partition:
+    """All rows on this machine are its client's; None: a server, which has none."""
+    parts = {name: (*[np.arange(0)] * (client or 0), np.arange(len(task.train.labels))) for name, task in tasks.items()}
+    return Partition({} if client is None else parts, "own")
+
+
+def refuse_own(config: PartitionConfig) -> None:
+    """Raise where data is asked for that is on the clients' machines alone."""
+    if config.how == "own":
+        raise ConfigError(
+            "the clients of this configuration have data of their own, on their own machines",
+            where="partition.how",
+            fix="train them by fedquilt submit, or choose another rule to simulate them here",
+        )
 
 
 def _index(rows: Sequence[int]) -> Index:
@@ -95,6 +113,7 @@ def partition(tasks: Mapping[str, RawTask | Labels], config: PartitionConfig, *,
     if not tasks:
         raise DataError("there is no task to partition", where="partition")
     seed = seed if config.seed is None else config.seed
+    refuse_own(config)
     if config.how == "file":
         parts = _from_file(tasks, config, root)
     elif config.how == "column":
@@ -166,8 +185,11 @@ def _dirichlet_label(labels: Labels, config: PartitionConfig, seed: int, positio
 
 
 def _iid(labels: Labels, config: PartitionConfig, seed: int, position: int, name: str) -> Parts:
-    order = numpy_generator(seed, "partition", config.how, name).permutation(len(labels))
-    return tuple(np.sort(part) for part in np.array_split(order, config.clients))
+    rng = numpy_generator(seed, "partition", config.how, name)
+    parts = [np.sort(part) for part in np.array_split(rng.permutation(len(labels)), config.clients)]
+    if len(labels) < config.clients:  # else the same clients would have one row of every task, and the others nothing at all
+        parts = [parts[i] for i in rng.permutation(config.clients)]
+    return tuple(parts)
 
 
 def _shards(labels: Labels, config: PartitionConfig, seed: int, position: int, name: str) -> Parts:

@@ -15,7 +15,7 @@ from fedquilt.data.presets import PRESETS
 from fedquilt.errors import ConfigError, did_you_mean
 
 Prompt = Literal["chat", "alpaca"]
-How = Literal["dirichlet-task", "dirichlet-label", "iid", "column", "shards", "file"]
+How = Literal["dirichlet-task", "dirichlet-label", "iid", "column", "shards", "file", "own"]
 TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl")
 FILE_SUFFIXES = (*TEXT_SUFFIXES, ".parquet", ".arrow")
 
@@ -198,6 +198,7 @@ class PartitionConfig(_Config):
     """How the training rows are spread over the clients."""
 
     how: How = "dirichlet-task"
+    """``own``: they are not; every client's machine has its own tasks and rows (``fedquilt client``), and the server has none."""
     clients: int = Field(default=10, ge=1)
     alpha: float = Field(default=0.5, gt=0)
     """Concentration of the Dirichlet rules: small is uneven."""

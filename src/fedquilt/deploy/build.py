@@ -7,8 +7,10 @@ import json
 import secrets
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from fedquilt.deploy.elsewhere import Elsewhere, evaluation
 from fedquilt.deploy.host import Host
 from fedquilt.deploy.parcel import Pins
 from fedquilt.deploy.remote import Remote, Transport
@@ -28,6 +30,7 @@ def shared(config: RunConfig) -> str:
     """Digest of what decides a run on every machine alike: not where data is, who holds it, or what computes it."""
     decides = {"seed", "rounds", "checkpoint_every", "adapter", "method", "model"}
     said = config.model_dump(mode="json", include=decides, exclude_defaults=True)
+    said |= {"own": True, "slots": config.partition.slots_per_task} if config.own else {}
     for name in ("device", "name", "revision"):  # what the model is, its own digest says
         said.get("model", {}).pop(name, None)
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
@@ -39,7 +42,8 @@ def host(built: Built, client: int, folder: Path) -> Host:
     engine.view = replace(built.view, slots={slot: data for slot, data in built.view.slots.items() if slot.client == client})
     config = built.config
     keep = 2 * config.checkpoint_every + 1
-    return Host(client, engine, built.adapter.init, pins(built), config.seed, config.rounds, folder, keep)
+    evaluator = replace(built.evaluator, view=engine.view)
+    return Host(client, engine, evaluator, built.adapter.init, pins(built), config.seed, config.rounds, folder, keep)
 
 
 def run_id(directory: Path) -> str:
@@ -51,17 +55,20 @@ def run_id(directory: Path) -> str:
 
 
 def remote(built: Built, transport: Transport, run: str, deadline: float = 3600.0) -> Remote:
-    """The server's side; ``run``: see :func:`run_id`.
+    """The server's side; ``run``: see :func:`run_id`. Where clients have data of their own, they evaluate, too.
 
     Raises:
         CompositionError: trained leaves stay with the clients, which this server could not evaluate.
     """
-    if not built.bank_is_complete:
+    if not built.bank_is_complete and not built.config.own:
         raise CompositionError(
             "trained leaves stay on the clients, and the server cannot evaluate what it does not have",
             where="method",
-            fix="train it by one process, or let all leaves travel",
+            fix="train it by one process, let all leaves travel, or let clients evaluate: partition.how = 'own'",
         )
     config, client = built.config, built.program.client
-    whose = (config.seed, config.rounds, built.view.roster, pins(built), run)
-    return Remote(transport, built.adapter.spec, client, *whose, built.fingerprint, deadline)
+    whose = (config.seed, config.rounds, None if config.own else built.view.roster, pins(built), run)
+    engine = Remote(transport, built.adapter.spec, client, *whose, built.fingerprint, deadline)
+    if config.own:
+        built.view, built.asked = Elsewhere({}, {}, engine=engine), partial(evaluation, engine)
+    return engine

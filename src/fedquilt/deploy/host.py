@@ -22,14 +22,17 @@ from torch import Tensor
 from fedquilt import tree
 from fedquilt.deploy.parcel import (
     HEAD,
-    MOST_LOSS,
+    MOST,
     Ask,
     Done,
     Hello,
+    Judge,
+    Judged,
     Parcel,
     Pins,
     Present,
     Refused,
+    Score,
     Train,
     Trained,
     Undone,
@@ -40,6 +43,7 @@ from fedquilt.deploy.parcel import (
 from fedquilt.engine.base import InProcess
 from fedquilt.engine.kept import InMemory, kept_of, slot_of
 from fedquilt.errors import FedquiltError, StateError
+from fedquilt.evaluate import Evaluator
 from fedquilt.runs.atomic import write_atomic
 from fedquilt.types import Job, Leaf, Reply, Round, Slot, State
 from fedquilt.wire import message
@@ -68,9 +72,18 @@ class Generations:
         Raises:
             StateError: it is damaged.
         """
-        found = self._rounds()
-        for late in [r for r in found if r >= number]:
-            found.pop(late).unlink()
+        for late, path in self._rounds().items():
+            if late >= number:
+                path.unlink()
+        return self.after(number - 1)
+
+    def after(self, number: int) -> dict[Slot, dict[str, State]]:
+        """What slots held after round ``number``: the newest generation up to it.
+
+        Raises:
+            StateError: it is damaged.
+        """
+        found = {r: path for r, path in self._rounds().items() if r <= number}
         if not found:
             return {}
         path = found[max(found)]
@@ -101,6 +114,7 @@ class Host:
 
     Args:
         engine: over this client's data alone.
+        evaluator: likewise.
         start: what an adapter begins as; all leaves.
         rounds: of the run; from which on there are how many slots is said at the start.
         folder: of its own state, a folder per run in it.
@@ -109,6 +123,7 @@ class Host:
 
     client: int
     engine: InProcess
+    evaluator: Evaluator
     start: State
     pins: Pins
     seed: int
@@ -125,8 +140,13 @@ class Host:
         """The reply to a message; what the host will not do it says. Reasons in full go to its own log."""
         try:
             asked = unpack(data, self._most)
-            hello = asked.kind == "hello"
-            said = self._hello(read(asked, Hello)) if hello else self._train(read(asked, Train), asked.blocks)
+            match asked.kind:
+                case "hello":
+                    said = self._hello(read(asked, Hello))
+                case "judge":
+                    said = self._judge(read(asked, Judge), asked.blocks)
+                case _:
+                    said = self._train(read(asked, Train), asked.blocks)
         except (FedquiltError, OSError) as error:
             print(f"refused: {error}", file=sys.stderr, flush=True)
             unread = isinstance(error, StateError) and error.where == "message"
@@ -143,7 +163,11 @@ class Host:
             return parcel(Refused(why=other))
         counts = [(number, self.engine.roster(number).get(self.client, 0)) for number in range(1, self.rounds + 1)]
         changes = [entry for i, entry in enumerate(counts) if not i or entry[1] != counts[i - 1][1]]
-        return parcel(Present(client=self.client, slots=changes))
+        samples = [self._samples(slot, self.rounds) for slot in sorted(self.engine.view.slots)]
+        return parcel(Present(client=self.client, slots=changes, samples=samples))
+
+    def _samples(self, slot: Slot, number: int) -> int:
+        return self.engine.view.data(slot, number).samples
 
     def _other(self, pins: Pins) -> Literal["another configuration", "another base model", "another adapter layout"] | None:
         if pins.config != self.pins.config:
@@ -177,6 +201,25 @@ class Host:
         generations.write(train.round, kept)
         return self._reply(train, replies, undone)
 
+    def _judge(self, judge: Judge, blocks: tuple[bytes, ...]) -> Parcel:
+        """How good these adapters are on this client's own evaluation rows; leaves that stay here are its own."""
+        if judge.pins != self.pins.all:
+            return parcel(Refused(why="another configuration"))
+        if len(judge.slots) != len(blocks) or len(set(judge.slots)) != len(judge.slots):
+            raise StateError("a judge message with other blocks than slots", where="message")
+        kept, now = Generations(self.folder / judge.run, self.keep).after(judge.round), max(1, judge.round)
+        there, scores = self.engine.roster(now).get(self.client, 0), []
+        for number, block in zip(judge.slots, blocks, strict=True):
+            slot = Slot(self.client, number)
+            if number >= there:
+                continue
+            state = tree.merge(message.decode(block, self.leaves), kept.get(slot, {}).get("private", {}))
+            for part, (name, rows) in enumerate(self.engine.view.data(slot, now).parts):
+                found = self.evaluator.of(state, name)
+                metrics = {key: value if abs(value) <= MOST else None for key, value in found.items()}
+                scores.append(Score.model_validate({"slot": number, "part": part, "metrics": metrics, "samples": len(rows)}))
+        return parcel(Judged(run=judge.run, round=judge.round, scores=scores))
+
     def _received(self, ask: Ask, block: bytes) -> dict[str, Tensor]:
         indices = range(len(self.leaves)) if ask.leaves is None else ask.leaves
         if any(not 0 <= index < len(self.leaves) for index in indices):
@@ -198,7 +241,7 @@ class Host:
             numbers = 0 if reply.fingerprint is None else reply.fingerprint.numel()
             if reply.fingerprint is not None:
                 blocks.append(message.encode([message.fingerprint(numbers)], {"fingerprint": reply.fingerprint}))
-            loss = reply.extra["loss"] if abs(reply.extra["loss"]) <= MOST_LOSS else None  # NaN is not
+            loss = reply.extra["loss"] if abs(reply.extra["loss"]) <= MOST else None  # NaN is not
             done.append(Done(slot=reply.slot.number, weight=reply.weight, loss=loss, fingerprint=numbers))
         return parcel(Trained(run=train.run, round=train.round, done=done, undone=undone), tuple(blocks))
 

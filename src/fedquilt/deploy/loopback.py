@@ -32,7 +32,7 @@ class Loopback:
         """What they said."""
         found: dict[int, bytes | str] = {}
         for ticket in tickets:
-            data = self.answers.pop(ticket)
+            data = self.answers.pop(ticket, None)
             if data is not None:
                 self.came += len(data)
                 found[ticket] = data

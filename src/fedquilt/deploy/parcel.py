@@ -16,13 +16,14 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fedquilt.data.kinds import Metric
 from fedquilt.errors import StateError
 
 HEAD = 1 << 20  # bytes of the largest head
 VERSION = 1
 SLOTS = 1000  # of one client, at most
 MOST_EFFORT = 1000.0
-MOST_LOSS = 1e9
+MOST = 1e9  # of a loss or a metric
 RUN = r"^[0-9a-f]{32}$"
 
 
@@ -78,10 +79,11 @@ class Hello(Strict):
 
 
 class Present(Strict):
-    """The answer: who is there. ``slots``: (round from which on, number of slots)."""
+    """The answer: who is there. ``slots``: (round from which on, number of slots); ``samples``: training examples of each."""
 
     client: int = Field(ge=0)
     slots: list[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=0, le=SLOTS)]]]
+    samples: list[Annotated[int, Field(ge=0)]] = Field(max_length=SLOTS)
 
 
 class Ask(Strict):
@@ -114,7 +116,7 @@ class Done(Strict):
 
     slot: int = Field(ge=0)
     weight: float
-    loss: Annotated[float, Field(ge=-MOST_LOSS, le=MOST_LOSS)] | None
+    loss: Annotated[float, Field(ge=-MOST, le=MOST)] | None
     fingerprint: int = Field(ge=0)
 
 
@@ -132,6 +134,33 @@ class Trained(Strict):
     round: int = Field(ge=1)
     done: list[Done]
     undone: list[Undone]
+
+
+class Judge(Strict):
+    """Server to client, where nobody else has data to evaluate on: a block per slot, the adapter after round ``round``."""
+
+    run: str = Field(pattern=RUN)
+    pins: str
+    round: int = Field(ge=0)
+    slots: list[Annotated[int, Field(ge=0)]]
+
+
+class Score(Strict):
+    """A slot's adapter on one of its tasks: the name of a metric -> its value, None if it is no number. ``part``: which task, in an
+    order that only the client knows."""
+
+    slot: int = Field(ge=0)
+    part: int = Field(ge=0, le=SLOTS)
+    metrics: dict[Metric, Annotated[float, Field(ge=-MOST, le=MOST)] | None] = Field(min_length=1)
+    samples: int = Field(ge=0)
+
+
+class Judged(Strict):
+    """Client to server."""
+
+    run: str = Field(pattern=RUN)
+    round: int = Field(ge=0)
+    scores: list[Score]
 
 
 class Refused(Strict):

@@ -5,18 +5,34 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
 
 from fedquilt import tree
-from fedquilt.deploy.parcel import HEAD, Ask, Hello, Pins, Present, Refused, Train, Trained, parcel, read, unpack
+from fedquilt.deploy.parcel import (
+    HEAD,
+    Ask,
+    Hello,
+    Judge,
+    Judged,
+    Pins,
+    Present,
+    Refused,
+    Score,
+    Train,
+    Trained,
+    parcel,
+    read,
+    unpack,
+)
 from fedquilt.engine.kept import InMemory, Kept
 from fedquilt.errors import ConfigError, StateError
 from fedquilt.meter import fingerprint_size
 from fedquilt.method import ClientPlan
-from fedquilt.types import Failure, Job, Leaf, Reply, Round, Shipment, Slot, Spec, Stack, State
+from fedquilt.types import Failure, Hub, Job, Leaf, Reply, Round, Shipment, Slot, Spec, Stack, State
 from fedquilt.wire import message
 
 
@@ -42,7 +58,8 @@ class Remote:
 
     Args:
         seed: of the run; rounds: how many.
-        believed: round -> client -> number of slots, as the server's own partition has it: it evaluates on that.
+        believed: round -> client -> number of slots, as the server's own partition has it: it evaluates on that. None: it has
+            none, clients have data of their own, and what they say is so.
         run: 32 hexadecimal digits that were drawn for this run; the same when it is continued.
         fingerprint: numbers in what newcomers send of their data; 0: nothing.
         deadline: seconds that clients have for a round.
@@ -54,7 +71,7 @@ class Remote:
     client: ClientPlan
     seed: int
     rounds: int
-    believed: Callable[[int], Mapping[int, int]]
+    believed: Callable[[int], Mapping[int, int]] | None
     pins: Pins
     run: str
     fingerprint: int = 0
@@ -65,7 +82,8 @@ class Remote:
     def __post_init__(self) -> None:
         self.leaves = tuple(sorted(self.spec.leaves, key=lambda leaf: leaf.name))
         self.nodes: dict[int, int] = {}  # client -> node
-        self.slots: dict[int, list[tuple[int, int]]] = {}
+        self.said: dict[int, Present] = {}
+        self.greeted: dict[int, int] = {}  # ticket of a hello that is not answered yet -> node
         self.out: dict[int, tuple[int, dict[int, Job]]] = {}  # ticket -> round, slot number -> job
 
     def meet(self) -> None:
@@ -74,26 +92,50 @@ class Remote:
         Raises:
             ConfigError: nobody is left.
         """
-        hello = parcel(Hello(pins=self.pins)).pack()
-        asked = {self.transport.send(node, hello): node for node in self.transport.nodes()}
-        answers = self.transport.receive(list(asked), self.deadline)
-        rosters = [self.believed(number) for number in range(1, self.rounds + 1)]
-        heard = {node: self._present(node, answers.get(ticket, "no answer"), rosters) for ticket, node in asked.items()}
-        present = {node: one for node, one in heard.items() if one}
-        said = Counter(one.client for one in present.values())
-        for node, one in present.items():
-            if said[one.client] > 1:  # who of them is right cannot be known, and must not depend on who came first
-                self.refused[node] = f"{said[one.client]} nodes say that they are client {one.client}"
-            else:
-                self.nodes[one.client], self.slots[one.client] = node, one.slots
+        self._greet()
+        self._heard(self.deadline)
         if not self.nodes:
             why = "; ".join(f"{node}: {reason}" for node, reason in sorted(self.refused.items())) or "no node is connected"
             raise ConfigError("no client takes part", where="clients", why=why, fix="start the clients, or mend what they say")
 
     def roster(self, number: int) -> Mapping[int, int]:
-        """Client -> number of slots in a round, as they said."""
-        held = {client: _at(changes, number) for client, changes in sorted(self.slots.items())}
+        """Client -> number of slots in a round, as they said. Nodes that connected meanwhile are asked who they are, and take part
+        from the round on that begins after their answer."""
+        self._heard(0.0)
+        self._greet()
+        held = {client: _at(one.slots, number) for client, one in sorted(self.said.items())}
         return {client: n for client, n in held.items() if n}
+
+    def samples(self, slot: Slot) -> int:
+        """Training examples of a slot, as its client said; 0 where it never came."""
+        said = self.said[slot.client].samples if slot.client in self.said else []
+        return said[slot.number] if slot.number < len(said) else 0
+
+    def _greet(self) -> None:
+        """Ask nodes that nothing is known of."""
+        known = {*self.nodes.values(), *self.refused, *self.greeted.values()}
+        hello = parcel(Hello(pins=self.pins)).pack()
+        self.greeted |= {self.transport.send(node, hello): node for node in self.transport.nodes() if node not in known}
+
+    def _heard(self, seconds: float) -> None:
+        """Who has answered by now."""
+        if not self.greeted:
+            return
+        answers = self.transport.receive(list(self.greeted), seconds)
+        rosters = [self.believed(number) for number in range(1, self.rounds + 1)] if self.believed else None
+        over = self.greeted if seconds else answers  # who has not answered in time never will
+        heard = {self.greeted[ticket]: answers.get(ticket, "no answer") for ticket in list(over)}
+        self.greeted = {ticket: node for ticket, node in self.greeted.items() if node not in heard}
+        found = {node: self._present(node, data, rosters) for node, data in heard.items()}
+        present = {node: one for node, one in found.items() if one}
+        claims, connected = Counter(one.client for one in present.values()), set(self.transport.nodes())
+        for node, one in present.items():
+            if claims[one.client] > 1:  # who of them is right cannot be known, and must not depend on who came first
+                self.refused[node] = f"{claims[one.client]} nodes say that they are client {one.client}"
+            elif self.nodes.get(one.client) in connected:
+                self.refused[node] = f"client {one.client} is there already"
+            else:
+                self.nodes[one.client], self.said[one.client] = node, one
 
     def submit(self, jobs: Sequence[Job], bank: Stack, shipments: Mapping[Slot, Shipment]) -> list[int]:
         """One message per client; returns a ticket for each."""
@@ -126,6 +168,33 @@ class Remote:
                 found += [Failure(job.slot, "malformed", plain(error.what)) for job in jobs.values()]
         return found
 
+    def judge(self, hub: Hub) -> list[tuple[Slot, Score]]:
+        """What clients say of their rows after a round, on data that they alone have; in order. Who says nothing in time, or
+        nonsense, is left out."""
+        now, asked = max(1, hub.step), {}
+        for client, count in self.roster(now).items():
+            slots = list(range(count))
+            names = self.spec.names()
+            blocks = tuple(self._block(tree.row(hub.bank, hub.row_of(Slot(client, number))), names) for number in slots)
+            said = Judge(run=self.run, pins=self.pins.all, round=hub.step, slots=slots)
+            asked[self.transport.send(self.nodes[client], parcel(said, blocks).pack())] = client
+        answers, found = self.transport.receive(list(asked), self.deadline), []
+        for ticket, client in asked.items():
+            with suppress(StateError):
+                found += [(Slot(client, score.slot), score) for score in self._judged(answers.get(ticket, ""), hub.step, client)]
+        return sorted(found, key=lambda pair: (pair[0], pair[1].part))
+
+    def _judged(self, data: bytes | str, number: int, client: int) -> list[Score]:
+        if isinstance(data, str):
+            return []
+        answer = unpack(data, HEAD)
+        judged = read(answer, Judged)
+        places = [(score.slot, score.part) for score in judged.scores]
+        if (judged.run, judged.round) != (self.run, number) or len(set(places)) < len(places):
+            raise StateError("an answer of another run or round, or one that says something twice", where="message")
+        there = _at(self.said[client].slots, max(1, number))
+        return [score for score in judged.scores if score.slot < there]
+
     def state_of(self, slot: Slot, row: State) -> State:
         """The row: private leaves are not here."""
         return row
@@ -137,7 +206,7 @@ class Remote:
     def close(self) -> None:
         """Nothing to release."""
 
-    def _present(self, node: int, data: bytes | str, rosters: Sequence[Mapping[int, int]]) -> Present | None:
+    def _present(self, node: int, data: bytes | str, rosters: Sequence[Mapping[int, int]] | None) -> Present | None:
         """Who a node says it is; None if it takes no part. ``rosters``: what is believed, round by round."""
         try:
             answer = unpack(data, HEAD) if isinstance(data, bytes) else data
@@ -148,7 +217,7 @@ class Remote:
         except StateError as error:
             self.refused[node] = plain(error.what)
             return None
-        differ = any(_at(present.slots, n) != roster.get(present.client, 0) for n, roster in enumerate(rosters, 1))
+        differ = any(_at(present.slots, n) != roster.get(present.client, 0) for n, roster in enumerate(rosters or (), 1))
         if differ or not any(n for _, n in present.slots):
             self.refused[node] = f"as client {present.client} it has another partition, or no data at all"
             return None

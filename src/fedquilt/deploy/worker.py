@@ -97,7 +97,7 @@ def main() -> None:
             from fedquilt.runs.build import build
             from fedquilt.runs.config import load_config
 
-            one = host(build(load_config(arguments.config)), arguments.client, arguments.folder)
+            one = host(build(load_config(arguments.config), client=arguments.client), arguments.client, arguments.folder)
             try:
                 serve(arguments.socket, one.answer, arguments.idle)
             finally:

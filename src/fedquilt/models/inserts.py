@@ -25,6 +25,7 @@ class Insert(Protocol):
         parts: names of its tensors; the leaf of one is ``<module path>/<part>``.
         reads: whether it changes what the module reads.
         per: what the first axis of ``x`` counts once all axes but the last are one (token), or as it stands (row: images).
+        spread: whether its tensors are vectors that meet ``x`` and ``y`` element by element: they may come one per token (or row).
     """
 
     @property
@@ -33,6 +34,8 @@ class Insert(Protocol):
     def reads(self) -> bool: ...
     @property
     def per(self) -> Literal["token", "row"]: ...
+    @property
+    def spread(self) -> bool: ...
 
     def before(self, values: State, x: Tensor) -> Tensor:
         """What the module reads instead of ``x``; called only if ``reads``."""
@@ -69,17 +72,21 @@ class Owners:
     only: int | None = 0
     prompt: Tensor = field(default_factory=lambda: torch.zeros(0))
     _orders: dict[str, Order] = field(default_factory=dict)
+    _members: dict[str, Tensor] = field(default_factory=dict)
+    _parts: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
 
     def set(self, stack: Stack, token: Tensor | None = None, row: Tensor | None = None) -> None:
         """Begin a pass."""
         self.stack, self.token, self.row = stack, token, row
         self.only = None if tree.length(stack) > 1 else 0
-        self._orders.clear()
+        for of_the_pass in (self._orders, self._members, self._parts):
+            of_the_pass.clear()
 
     def narrow(self, index: Tensor) -> None:
         """From here on only the tokens ``index`` (on the host) are computed."""
         self.token = None if self.token is None else self.token.index_select(0, index)
         self._orders.pop("token", None)
+        self._members.pop("token", None)
 
     @property
     def device(self) -> torch.device:
@@ -88,7 +95,19 @@ class Owners:
 
     def values(self, module: str, insert: Insert, owner: int) -> dict[str, Tensor]:
         """An insert's tensors of one adapter."""
-        return {part: self.stack[f"{module}/{part}"][owner] for part in insert.parts}
+        for key in (f"{module}/{part}" for part in insert.parts):
+            if key not in self._parts:  # all at once: the gradient of one alone would be as large as that of all
+                self._parts[key] = self.stack[key].unbind(0)
+        return {part: self._parts[f"{module}/{part}"][owner] for part in insert.parts}
+
+    def spread(self, module: str, insert: Insert) -> dict[str, Tensor]:
+        """An insert's vectors, one for every token (or row), each its own adapter's: ``[T, d]``."""
+        if insert.per not in self._members:
+            owner, count = tree.there(self.of(insert.per), self.device), tree.length(self.stack)
+            dtype = next(iter(self.stack.values())).dtype
+            self._members[insert.per] = (owner[:, None] == torch.arange(count, device=self.device)).to(dtype)
+        # A product: its gradient is one, too, and the same in every run.
+        return {part: self._members[insert.per] @ self.stack[f"{module}/{part}"] for part in insert.parts}
 
     def of(self, per: str) -> Tensor:
         """The adapter of every token (or row)."""
@@ -118,7 +137,8 @@ class Owners:
 
 
 class Lane(nn.Module):
-    """A frozen module with an insert: tokens are sorted by adapter, and every adapter's run goes through its own tensors."""
+    """A frozen module with an insert: every token meets its own adapter's vectors, or, where an adapter has more than vectors,
+    tokens are sorted by adapter and every adapter's run goes through its own tensors."""
 
     def __init__(self, inner: nn.Module, name: str, insert: Insert, owners: Owners) -> None:
         super().__init__()
@@ -133,8 +153,8 @@ class Lane(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         insert, only = self.insert, self.owners.only
-        if only is not None:
-            values = self.owners.values(self.name, insert, only)
+        if only is not None or insert.spread:
+            values = self._spread(x) if only is None else self.owners.values(self.name, insert, only)
             x = insert.before(values, x) if insert.reads else x
             return insert.after(values, x, self.inner(x))
         order = self.owners.order(insert.per)
@@ -147,6 +167,11 @@ class Lane(nn.Module):
         parts = zip(states, xs, self._runs(y, order), strict=True)
         out = torch.cat([insert.after(values, part, made) for values, part, made in parts]).index_select(0, order.back)
         return out.reshape(y.shape)
+
+    def _spread(self, x: Tensor) -> dict[str, Tensor]:
+        """The vectors of what ``x`` holds."""
+        values = self.owners.spread(self.name, self.insert)
+        return {part: v.view(*x.shape[:-1], -1) if self.insert.per == "token" else v for part, v in values.items()}
 
     def _runs(self, x: Tensor, order: Order) -> list[Tensor]:
         """``x`` cut into one part per adapter."""

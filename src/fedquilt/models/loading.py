@@ -44,6 +44,7 @@ class ModelConfig(BaseModel):
     Attributes:
         name: folder, hub id (``bert-base-cased``), ``asset:minilm``, ``asset:vit-s14``, ``asset:smollm2`` or ``tiny:bert``.
         revision: of a hub model.
+        classes: outputs of the fresh head; None: as many as the task with most labels has. 0: a language model, without a head.
         max_length: tokens per text; longer ones are cut and counted.
         image_size: side of the square that an image is cut to, in pixels; None: what the model's preprocessor says.
         mean, std: of the channels in [0, 1], by which images are normalised; None: what the model's preprocessor says.
@@ -59,6 +60,7 @@ class ModelConfig(BaseModel):
 
     name: str = "asset:minilm"
     revision: str | None = None
+    classes: int | None = Field(None, ge=0)
     max_length: int = Field(128, ge=4)
     image_size: int | None = Field(None, ge=1)
     mean: Channels | None = None

@@ -141,8 +141,9 @@ def _settings(data: RunData) -> tuple[tuple[str, str], ...]:
     chosen = [(key, value) for key, value in flat.items() if key.startswith("method") and not isinstance(value, dict)]
     fixed += [(key.removeprefix("method.").replace("name", "method"), _short(value)) for key, value in chosen]
     if data.summary:
-        local = f"{data.summary.steps_total:,}"
-        fixed += [("local steps, all clients", local), ("config hash", data.summary.config_hash[:16])]
+        steps = data.summary.steps_total
+        fixed.append(("local steps, all clients", "not known here" if steps is None else f"{steps:,}"))
+        fixed.append(("config hash", data.summary.config_hash[:16]))
     versions = data.env.get("packages", {})
     fixed += [(name, str(versions[name])) for name in ("fedquilt", "torch", "transformers", "peft") if name in versions]
     return tuple(fixed)

@@ -163,7 +163,7 @@ class Summary(_Row):
     clustering: Clustering | None = None
     parameters: Parameters
     bytes: Bytes
-    steps_total: int
+    steps_total: int | None
     seconds: Seconds | None = None
 
 

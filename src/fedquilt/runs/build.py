@@ -15,7 +15,7 @@ from fedquilt.data.encode import Task, encode
 from fedquilt.data.files import default_cache
 from fedquilt.data.images import encode_images
 from fedquilt.data.load import RawTask, load
-from fedquilt.data.partition import Partition, partition
+from fedquilt.data.partition import Partition, own, partition
 from fedquilt.data.view import View, make_view
 from fedquilt.engine.base import InProcess
 from fedquilt.engine.process import ProcessEngine
@@ -35,7 +35,7 @@ from fedquilt.runs import registry
 from fedquilt.runs.config import RunConfig
 from fedquilt.runs.progress import Progress, Silent
 from fedquilt.ticks import Tick, silent
-from fedquilt.types import Round
+from fedquilt.types import Hub, Round
 
 
 @dataclass
@@ -53,6 +53,8 @@ class Built:
     network: Network
     engine: InProcess
     evaluator: Evaluator
+    asked: Callable[[Hub], dict[str, Any] | None] | None = None
+    """Evaluation by clients who alone have the data."""
 
     @property
     def fingerprint(self) -> int:
@@ -81,9 +83,25 @@ def load_tasks(config: RunConfig) -> dict[str, RawTask]:
     return {task.name: load(task, root=Path(), cache=default_cache(), seed=config.seed, columns=columns) for task in config.tasks}
 
 
-def make_partition(config: RunConfig, raws: Mapping[str, RawTask]) -> Partition:
-    """Who holds which training rows."""
-    return partition(raws, config.partition, seed=config.seed)
+def make_partition(config: RunConfig, raws: Mapping[str, RawTask], client: int | None = None) -> Partition:
+    """Who holds which training rows; ``client``: whose machine this is, where everybody has data of their own."""
+    return own(raws, client) if config.own else partition(raws, config.partition, seed=config.seed)
+
+
+def most_classes(config: RunConfig, raws: Mapping[str, RawTask]) -> int:
+    """Outputs of the head; 0: a language model, which has none.
+
+    Raises:
+        ConfigError: fewer than a task's labels, or a head where there is none.
+    """
+    found = max((1 if raw.kind == "regression" else len(raw.labels) for raw in raws.values()), default=0)
+    said = config.model.classes
+    if said is None or not raws:
+        return said or found
+    if said < found or (said > 0) != (found > 0):
+        most = f"{found} labels of a task" if found else "tasks that are answered in words"
+        raise ConfigError(f"{said} classes for {most}", where="model.classes", fix=f"set it to {found}")
+    return said
 
 
 def make_method(config: RunConfig, tasks: int) -> Method:
@@ -91,8 +109,11 @@ def make_method(config: RunConfig, tasks: int) -> Method:
     given = {key: value for key, value in config.method.items() if key != "name"}
     builder = registry.load("fedquilt.methods", str(config.method["name"]))
     known = registry.schema(builder).model_fields
-    if "tasks" in known:
-        given.setdefault("tasks", tasks)
+    if "tasks" in known and "tasks" not in given:
+        if config.own:
+            why = "with partition.how = 'own' no machine sees all tasks"
+            raise ConfigError("'tasks' is required", where="method.tasks", why=why, fix="say how many tasks there are in all")
+        given["tasks"] = tasks
     if "adapter" in known and "family" in config.adapter:
         given.setdefault("adapter", config.adapter["family"])
     method = builder(**registry.options(builder, given, "method"))
@@ -110,7 +131,13 @@ def make_adapter(config: RunConfig, method: Method, base: Base, tasks: int) -> A
     builder = registry.load("fedquilt.adapters", family)
     provided = ("base", "seed", "heads")
     chosen = registry.options(builder, given, "adapter", provided)
-    heads = tasks if chosen.get("head") == "per-task" else 1
+    per_task = chosen.get("head") == "per-task"
+    if per_task and config.own:
+        why = "with partition.how = 'own' no machine knows the others' tasks"
+        raise ConfigError(
+            "a head per task is not possible", where="adapter.head", why=why, fix='"federated", "private" or "frozen"'
+        )
+    heads = tasks if per_task else 1
     adapter = builder(base, seed=config.seed, heads=heads, **chosen)
     if not isinstance(adapter, Adapter):
         raise ConfigError(f"the adapter family '{family}' did not return an Adapter", why=f"but {type(adapter).__name__}")
@@ -127,16 +154,28 @@ def set_threads(config: RunConfig) -> int:
     return threads
 
 
-def build(config: RunConfig, *, saved: Partition | None = None, progress: Progress | None = None, tick: Tick = silent) -> Built:
-    """All objects of a run. ``saved``: the partition of a run that is resumed."""
+def build(
+    config: RunConfig,
+    *,
+    saved: Partition | None = None,
+    progress: Progress | None = None,
+    tick: Tick = silent,
+    client: int | None = None,
+) -> Built:
+    """All objects of a run.
+
+    Args:
+        saved: the partition of a run that is resumed.
+        client: whose machine this is, where everybody has data of their own; None: the server's, which reads none.
+    """
     say = progress or Silent()
     threads = set_threads(config)
     if device_of(config.model).type == "cpu" and torch.cuda.is_available():
         say.line('note: there is a GPU here; model.device = "cuda" uses it')
     say.line("loading the tasks")
-    raws = load_tasks(config)
-    parts = saved or make_partition(config, raws)
-    classes = max(1 if raw.kind == "regression" else len(raw.labels) for raw in raws.values())  # 0: a language model
+    raws = {} if config.own and client is None else load_tasks(config)
+    parts = saved or make_partition(config, raws, client)
+    classes = most_classes(config, raws)
     say.line(f"loading the model {config.model.name}")
     base = load_base(config.model, classes=classes, seed=config.seed)
     tasks = {name: encode_task(raw, base, config) for name, raw in raws.items()}
@@ -177,8 +216,11 @@ def assemble(config: RunConfig, base: Base, tasks: Mapping[str, Task], parts: Pa
     adapter = make_adapter(config, method, base, len(tasks))
     check_room(config, base, adapter, config.evaluation.max_new if config.evaluation.generate else 0)
     program = compose(method, adapter.spec)
-    view = make_view(tasks, parts, method.slots, config.seed, config.arrivals(), config.partition.slots_per_task)
-    check_rows(method, view, config.partition.slots_per_task)
+    view = View({}, {})
+    if tasks or not config.own:
+        view = make_view(tasks, parts, method.slots, config.seed, config.arrivals(), config.partition.slots_per_task)
+    if not config.own:
+        check_rows(method, view, config.partition.slots_per_task)
     engine_class: Any = registry.load("fedquilt.engines", config.engine)
     runner = network(base, adapter, packed=engine_class.packed, device=device_of(config.model))
     looks: dict[str, Callable[[], Look]] = {"states": lambda: Fingerprint(base), "fisher": lambda: Fisher(runner, adapter.spec)}

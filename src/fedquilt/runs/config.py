@@ -64,9 +64,14 @@ class RunConfig(BaseModel):
     model: ModelConfig = ModelConfig()
     adapter: dict[str, Any] = Field(default_factory=dict)
     method: dict[str, Any]
-    tasks: tuple[TaskConfig, ...] = Field(min_length=1)
+    tasks: tuple[TaskConfig, ...] = ()
     partition: PartitionConfig = PartitionConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def own(self) -> bool:
+        """Whether every client has data of its own, and the server none."""
+        return self.partition.how == "own"
 
     def arrivals(self) -> dict[str, int]:
         """Task -> the round from which on clients have its data."""
@@ -153,8 +158,14 @@ def parse(raw: dict[str, Any], root: Path) -> RunConfig:
     names = [task.name for task in config.tasks]
     if len(set(names)) < len(names):
         raise ConfigError(f"two tasks have the same name in {names}", where="tasks", fix="give every [[tasks]] its own name")
-    _check_kinds(config)
-    _check_arrivals(config)
+    if config.own and config.model.classes is None:
+        why, fix = "with partition.how = 'own' no machine sees all tasks", "the most labels that a task has; 0 for a language model"
+        raise ConfigError("'classes' is required", where="model.classes", why=why, fix=fix)
+    if config.tasks:
+        _check_kinds(config)
+        _check_arrivals(config)
+    elif not config.own:
+        raise ConfigError("'tasks' is required", where="tasks", fix="add [[tasks]] with a name and a source or preset")
     if "name" not in config.method:
         raise ConfigError("'name' is required", where="method.name", fix="one of: " + ", ".join(registry.names("fedquilt.methods")))
     return config

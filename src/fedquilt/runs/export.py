@@ -29,10 +29,11 @@ def export_bank(built: Built, hub: Hub, out: Path) -> list[Path]:
 
     Beside rows whose data the server has fingerprints of, :data:`fedquilt.runs.router.FILE` says which row suits an input.
     """
+    states: dict[str, State] = {}
     if built.bank_is_complete:
         used = sorted({0, *hub.table.values()} if tree.length(hub.bank) == 1 else set(hub.table.values()))
-        states: dict[str, State] = {f"row-{row:02d}": tree.row(hub.bank, row) for row in used}
-    else:
+        states = {f"row-{row:02d}": tree.row(hub.bank, row) for row in used}
+    elif not built.config.own:  # else whole adapters are on the clients' machines alone
         states = {
             f"client-{slot.client:03d}-slot-{slot.number}": built.engine.state_of(slot, tree.row(hub.bank, hub.row_of(slot)))
             for slot in built.view.truth(hub.step)

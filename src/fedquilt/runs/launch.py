@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedquilt.clock import Drive
-from fedquilt.data.partition import Partition
+from fedquilt.data.partition import Partition, refuse_own
 from fedquilt.engine.base import Engine
 from fedquilt.errors import StateError
 from fedquilt.meter import Meter
@@ -26,6 +26,7 @@ from fedquilt.types import Hub
 
 def own_engine(built: Built) -> Engine:
     """The engine of the configuration."""
+    refuse_own(built.config.partition)
     return built.engine
 
 
@@ -147,7 +148,7 @@ def _drive(built: Built, engine: Engine, hub: Hub, store: Store, meter: Meter, l
         if not due:
             return None
         begin = time.time()
-        record = built.evaluator(after, engine, built.bank_is_complete)
+        record = built.asked(after) if built.asked else built.evaluator(after, engine, built.bank_is_complete)
         log.evaluated(number, time.time() - begin)
         return record
 
@@ -195,7 +196,8 @@ class _Log:
         if summary.get("rejected"):
             parts.append(f"{len(summary['rejected'])} rejected")
         if evaluation:
-            parts.append(f"mean over slots {evaluation['mean']:.4f}")
+            mean = evaluation["mean"]
+            parts.append("no slot has a score" if mean is None else f"mean over slots {mean:.4f}")
             if evaluation["clustering"]:
                 parts.append(f"clustering accuracy {evaluation['clustering']['accuracy']:.2f}")
         self.say.line("  ".join(parts))

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedquilt.data.partition import refuse_own
 from fedquilt.delivery import Delivery
 from fedquilt.meter import Meter, fingerprint_size
 from fedquilt.method import ClientPlan
@@ -42,6 +43,7 @@ class Plan:
 
 def plan(config: RunConfig) -> Plan:
     """Load data and model, partition, compose (so every configuration error shows), train nothing."""
+    refuse_own(config.partition)
     built = build(config)
     spec, client = built.adapter.spec, built.program.client
     sizes = traffic(spec, client, config.rounds, config.seed)

@@ -21,12 +21,14 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 def write_summary(built: Built, folder: Path, meter: Meter) -> None:
     """Write summary.json from the journals."""
     rounds, evals, events = (read_jsonl(folder / f"{name}.jsonl") for name in ("rounds", "evals", "events"))
-    config, last = built.config, evals[-1]
+    config = built.config
+    last = evals[-1] if evals else {"mean": None, "tasks": {}, "slots": [], "clustering": None}  # if no client answered
     jobs = sum(len(entry["cohort"]) for entry in rounds) or 1
     tasks = {}
     for name, entry in last["tasks"].items():
-        primary = built.tasks[name].metrics[0]
-        mine = [slot["metrics"][primary] for slot in last["slots"] if slot["task"] == name]
+        own = [slot["metrics"] for slot in last["slots"] if slot["task"] == name]
+        primary = built.tasks[name].metrics[0] if name in built.tasks else next(iter(own[0]))
+        mine = [metrics[primary] for metrics in own if metrics[primary] is not None]
         spread = {"slot_min": min(mine), "slot_max": max(mine)} if mine else {}
         tasks[name] = {**entry, "metric": primary, "n_slots": len(mine), **spread}
     seconds = {kind: sum(event["seconds"] for event in events if event["event"] == kind) for kind in ("round", "eval")}
@@ -46,7 +48,7 @@ def write_summary(built: Built, folder: Path, meter: Meter) -> None:
             "up_per_client_round": meter.total_up / jobs,
             "down_per_client_round": meter.total_down / jobs,
         },
-        "steps_total": built.count_steps(),
+        "steps_total": built.count_steps() if built.tasks else None,  # of data that is elsewhere nobody knows
         "seconds": {"total": sum(event["seconds"] for event in events), "train": seconds["round"], "eval": seconds["eval"]},
     }
     write_atomic(folder / "summary.json", json.dumps(summary, indent=1).encode())

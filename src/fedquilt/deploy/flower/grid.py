@@ -20,23 +20,22 @@ class GridTransport:
     """Carries messages over a grid.
 
     Args:
-        expected: nodes that are waited for before the first message.
-        patience: seconds that they have to appear; then whoever is there takes part.
         ttl: seconds that a message lives: those of a round, or a client that was away would train rounds that are over.
     """
 
     grid: Grid
-    expected: int = 1
-    patience: float = 600.0
     ttl: float = 3600.0
     issued: list[str | None] = field(default_factory=list)  # ticket -> Flower's id; None: it could not be sent
 
     def nodes(self) -> Sequence[int]:
-        """Those that are connected, once enough are."""
-        end = time.monotonic() + self.patience
-        while len(found := sorted(self.grid.get_node_ids())) < self.expected and time.monotonic() < end:
+        """Those that are connected."""
+        return sorted(self.grid.get_node_ids())
+
+    def wait(self, expected: int, patience: float = 600.0) -> None:
+        """Until so many nodes are connected, or for ``patience`` seconds; then whoever is there takes part."""
+        end = time.monotonic() + patience
+        while len(self.nodes()) < expected and time.monotonic() < end:
             time.sleep(PAUSE)
-        return found
 
     def send(self, node: int, data: bytes) -> int:
         """Push one message."""

@@ -30,9 +30,10 @@ def main(grid: Grid, context: Context) -> None:
         raise ConfigError("config and directory are needed", where="flwr run -c", fix='-c \'config="..." directory="..."\'')
     directory, deadline = Path(str(settings["directory"])), float(settings.get("deadline", 3600.0))
     clients = int(settings.get("clients", 1))
-    transport = GridTransport(grid, clients, ttl=deadline)
+    transport = GridTransport(grid, ttl=deadline)
 
     def engine(built: Built) -> Remote:
+        transport.wait(clients)
         made = remote(built, transport, run_id(directory), deadline)
         made.meet()
         print(f"{len(made.nodes)} of {clients} clients take part", flush=True)

@@ -1,0 +1,304 @@
+"""Clients with data of their own and a server without any: the bits of a simulation of the same clients with the same rows."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from door import differences, fedquilt, journal
+from tiny import SIZES, WORDS, tiny_config, write_tasks
+
+from fedquilt.deploy.build import host, remote
+from fedquilt.deploy.host import Host
+from fedquilt.deploy.loopback import Loopback, Node
+from fedquilt.deploy.parcel import Judge, Judged, Parcel, Score, parcel, read, unpack
+from fedquilt.deploy.remote import Remote
+from fedquilt.errors import ConfigError
+from fedquilt.report.read import load_run
+from fedquilt.runs.build import Built, build
+from fedquilt.runs.config import RunConfig, parse
+from fedquilt.runs.launch import resume, run
+from fedquilt.runs.plan import plan
+
+CLIENTS = range(4)
+RUN = "0" * 32
+MOST = 1 << 30
+
+
+def shared(method: str, /, **overrides: Any) -> dict[str, Any]:
+    """What every machine has the same of."""
+    tables: dict[str, Any] = {
+        "name": method,
+        "rounds": 3,
+        "threads": 1,
+        "engine": "sequential",
+        "model": {"name": "tiny:bert", "max_length": 24, "classes": 3},
+        "adapter": {"rank": 2},
+        "method": {"name": method, "lr": 0.01, "steps": 2, "batch": 4},
+        "partition": {"how": "own"},
+    }
+    return {key: {**value, **overrides.get(key, {})} if isinstance(value, dict) else value for key, value in tables.items()} | {
+        key: value for key, value in overrides.items() if not isinstance(value, dict)
+    }
+
+
+def own_rows(folder: Path, client: int) -> list[dict[str, Any]]:
+    """The rows of one client of the tiny federation in files of its own, in their order; the tasks that it has."""
+    tables = []
+    for task, counts in SIZES.items():
+        if client not in counts:
+            continue
+        rows = list(csv.reader((folder / f"{task}-train.csv").read_text(encoding="utf-8").splitlines()))
+        with (folder / f"{client}-{task}-train.csv").open("w", encoding="utf-8", newline="") as handle:
+            csv.writer(handle).writerows([rows[0], *(row for row in rows[1:] if row[2] == f"client-{client}")])
+        (folder / f"{client}-{task}-dev.csv").write_bytes((folder / f"{task}-dev.csv").read_bytes())
+        source = f"file:{client}-{task}-{{split}}.csv"
+        tables.append({"name": task, "source": source, "eval_split": "dev", "labels": list(WORDS[task])})
+    return tables
+
+
+@dataclass
+class Federation:
+    """Every client with a configuration of its own; ``away``: nodes that are not connected."""
+
+    folder: Path
+    tables: dict[str, Any]
+    away: set[int] = field(default_factory=set)
+    hosts: dict[int, Host] = field(default_factory=dict)
+    answers: dict[int, Node] = field(default_factory=dict)
+    remote: Remote | None = None
+
+    def __post_init__(self) -> None:
+        write_tasks(self.folder)
+        for client in CLIENTS:
+            config = parse({**self.tables, "tasks": own_rows(self.folder, client)}, self.folder)
+            self.hosts[10 + client] = host(build(config, client=client), client, self.folder / "clients" / str(client))
+        self.answers = {node: one.answer for node, one in self.hosts.items()}
+
+    def engine(self, built: Built) -> Remote:
+        there = {node: answer for node, answer in self.answers.items() if node not in self.away}
+        self.remote = remote(built, Loopback(there), RUN)
+        self.remote.meet()
+        return self.remote
+
+    def run(self) -> Path:
+        return run(parse(self.tables, self.folder), directory=self.folder / "run", engine=self.engine)
+
+
+def simulated(folder: Path, tables: dict[str, Any]) -> Path:
+    """The same clients in one process: what a simulation says of them."""
+    overrides = {key: value for key, value in tables.items() if key not in ("partition", "name")}
+    config = tiny_config(folder, tables["method"]["name"], **overrides)
+    return run(config, directory=folder / "simulated")
+
+
+def adapters(run: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(run)): path.read_bytes() for path in (run / "adapters").rglob("*.safetensors")}
+
+
+def slots(run: Path) -> list[list[dict[str, Any]]]:
+    """Of every evaluation what each slot's adapter is worth, without the names of tasks."""
+    return [[{k: v for k, v in slot.items() if k != "task"} for slot in entry["slots"]] for entry in journal(run, "evals.jsonl")]
+
+
+@pytest.mark.parametrize("method", ["fltac", "fedit"])
+def test_training_and_scores_are_those_of_the_simulation(method: str, tmp_path: Path) -> None:
+    """Adapters bit for bit; rounds with their bytes; every slot's metrics on the rows that only its client has."""
+    tables = shared(method, **({"method": {"tasks": 3}} if method == "fltac" else {}))
+    here = simulated(tmp_path, tables)
+    there = Federation(tmp_path, tables).run()
+    assert adapters(here)
+    assert differences(adapters(there), adapters(here)) == []
+    assert journal(there) == journal(here)
+    assert slots(there) == slots(here)
+    assert any(score["metrics"]["accuracy"] > 0 for entry in slots(there) for score in entry)
+
+
+def test_no_name_of_a_task_or_label_travels(tmp_path: Path) -> None:
+    """All bytes that leave a client, searched for every word of its data."""
+    tables, said = shared("fltac", method={"tasks": 3}), []
+    federation = Federation(tmp_path, tables)
+
+    def heard(answer: Node) -> Node:
+        def hearing(data: bytes) -> bytes | None:
+            said.append(answer(data))
+            return said[-1]
+
+        return hearing
+
+    federation.answers = {node: heard(answer) for node, answer in federation.answers.items()}
+    folder = federation.run()
+    words = [*WORDS, *(label for labels in WORDS.values() for label in labels)]
+    heads = [x[8 : 8 + int.from_bytes(x[:8], "little")].decode() for x in said if x]
+    assert len(heads) == 4 * (1 + 3 + 4)  # who is there, three rounds, four evaluations
+    assert not [word for word in words if any(f'"{word}' in head or f"{word}" in head.split('"') for head in heads)]
+    assert not [word for word in WORDS if word in (folder / "evals.jsonl").read_text() + (folder / "routes.jsonl").read_text()]
+
+
+def test_the_server_reads_no_data(tmp_path: Path) -> None:
+    """Also where its configuration names some."""
+    task = {"name": "colour", "source": "file:nowhere.csv"}
+    built = build(parse({**shared("fedit"), "tasks": [task]}, tmp_path))
+    assert (dict(built.tasks), dict(built.view.slots)) == ({}, {})
+
+
+@pytest.mark.parametrize("head", ["private", "frozen"])
+def test_leaves_that_stay_with_their_client_are_evaluated_there(head: str, tmp_path: Path) -> None:
+    tables = shared("fedit", adapter={"head": head})
+    assert slots(Federation(tmp_path, tables).run()) != []
+    simulated_run = simulated(tmp_path, tables)
+    assert slots(tmp_path / "run") == slots(simulated_run)
+    assert bool(adapters(tmp_path / "run")) == (head == "frozen"), "an adapter without its head is none"
+
+
+def test_a_run_continues_where_it_was(tmp_path: Path) -> None:
+    """The server dies in the second evaluation."""
+    tables = shared("fltac", method={"tasks": 3})
+    whole = Federation(tmp_path, tables).run().rename(tmp_path / "whole")
+    (tmp_path / "clients").rename(tmp_path / "clients-of-whole")
+    federation, count = Federation(tmp_path, tables), 0
+
+    def dying(data: bytes) -> bytes | None:
+        nonlocal count
+        count += unpack(data, MOST).kind == "judge"
+        if count == 2:
+            raise KeyboardInterrupt
+        return federation.hosts[10].answer(data)
+
+    federation.answers[10] = dying
+    with pytest.raises(KeyboardInterrupt):
+        federation.run()
+    federation.answers[10] = federation.hosts[10].answer
+    resume(tmp_path / "run", engine=federation.engine)
+    for name in ("rounds.jsonl", "evals.jsonl", "routes.jsonl", "points.jsonl"):
+        assert journal(tmp_path / "run", name) == journal(whole, name)
+    assert differences(adapters(tmp_path / "run"), adapters(whole)) == []
+
+
+def test_a_client_that_connects_in_mid_run_takes_part(tmp_path: Path) -> None:
+    """From the round after the one in which it said who it is."""
+    federation = Federation(tmp_path, shared("fedit"), away={13})
+    first = federation.answers[10]
+
+    def arriving(data: bytes) -> bytes | None:
+        if unpack(data, MOST).kind == "train" and federation.remote:
+            federation.remote.transport.hosts[13] = federation.answers[13]  # type: ignore[attr-defined]
+        return first(data)
+
+    federation.answers[10] = arriving
+    cohorts = [entry["cohort"] for entry in journal(federation.run())]
+    assert cohorts == [[0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3]]
+
+
+def test_a_client_that_comes_back_as_another_node_is_the_same_client(tmp_path: Path) -> None:
+    """Its old node is not connected any more; as long as it is, a second one is refused."""
+    federation = Federation(tmp_path, shared("fedit"))
+    engine = federation.engine(build(parse(federation.tables, tmp_path)))
+    hosts = engine.transport.hosts  # type: ignore[attr-defined]
+    hosts[99] = federation.answers[13]
+    engine.roster(1), engine.roster(1)
+    assert (engine.nodes[3], engine.refused[99]) == (13, "client 3 is there already")
+    hosts[100] = hosts.pop(13)
+    engine.roster(1), engine.roster(1)
+    assert engine.nodes[3] == 100
+
+
+SCORE = Score(slot=0, part=0, metrics={"accuracy": 0.5}, samples=1)
+LIES: dict[str, Parcel | bytes | None] = {
+    "nothing": None,
+    "no message": b"abc",
+    "another kind": Parcel("present"),
+    "another run": parcel(Judged(run="1" * 32, round=0, scores=[SCORE])),
+    "another round": parcel(Judged(run=RUN, round=7, scores=[SCORE])),
+    "a slot that is not there": parcel(Judged(run=RUN, round=0, scores=[SCORE.model_copy(update={"slot": 9})])),
+    "twice": parcel(Judged(run=RUN, round=0, scores=[SCORE, SCORE])),
+    "a name": Parcel("judged", {"run": RUN, "round": 0, "scores": [{**SCORE.model_dump(), "metrics": {"mood": 1.0}}]}),
+    "no number": Parcel("judged", {"run": RUN, "round": 0, "scores": [{**SCORE.model_dump(), "metrics": {"f1": float("inf")}}]}),
+    "more": Parcel("judged", {"run": RUN, "round": 0, "scores": [{**SCORE.model_dump(), "rows": ["a text"]}]}),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_scores_that_cannot_be_believed_are_left_out(lie: str, tmp_path: Path) -> None:
+    federation = Federation(tmp_path, shared("fedit", rounds=1))
+    honest, said = federation.answers[11], LIES[lie]
+
+    def lying(data: bytes) -> bytes | None:
+        if unpack(data, MOST).kind != "judge" or read(unpack(data, MOST), Judge).round:
+            return honest(data)
+        return said.pack() if isinstance(said, Parcel) else said
+
+    federation.answers[11] = lying
+    first, last = journal(federation.run(), "evals.jsonl")
+    assert {slot["client"] for slot in first["slots"]} == {0, 2, 3}
+    assert {slot["client"] for slot in last["slots"]} == {0, 1, 2, 3}
+
+
+def test_a_run_that_nobody_evaluates_still_ends(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, shared("fedit", rounds=1))
+    honest = dict(federation.answers)
+
+    def mute(node: int) -> Node:
+        return lambda data: None if unpack(data, MOST).kind == "judge" else honest[node](data)
+
+    federation.answers = {node: mute(node) for node in honest}
+    folder = federation.run()
+    assert (folder / "evals.jsonl").read_text() == ""
+    assert json.loads((folder / "summary.json").read_text())["mean"] is None
+    assert fedquilt("report", folder).code == 0
+
+
+def test_its_run_can_be_shown_and_exported(tmp_path: Path) -> None:
+    folder = Federation(tmp_path, shared("fltac", method={"tasks": 3})).run()
+    assert len(load_run(folder).evals) == 4
+    for words in (("report", folder), ("export", folder, "--out", tmp_path / "out")):
+        said = fedquilt(*words)
+        assert said.code == 0, said.err
+    assert differences(adapters(folder), {f"adapters/{k}": v for k, v in exported(tmp_path / "out").items()}) == []
+
+
+def exported(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.safetensors")}
+
+
+def test_configurations_that_differ_are_refused(tmp_path: Path) -> None:
+    """A client that spreads rows by a rule is of another federation."""
+    federation = Federation(tmp_path, shared("fedit"))
+    other = parse({**federation.tables, "partition": {"clients": 1}, "tasks": own_rows(tmp_path, 0)}, tmp_path)
+    federation.answers[10] = host(build(other), 0, tmp_path / "other").answer
+    engine = federation.engine(build(parse(federation.tables, tmp_path)))
+    assert engine.refused == {10: "it has another configuration"}
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "classes": ({"model": {"classes": None}}, "'classes' is required"),
+    "too few": ({"model": {"classes": 2}, "tasks": True}, "2 classes for 3 labels of a task"),
+    "a language model": ({"model": {"classes": 0}, "tasks": True}, "0 classes for 3 labels"),
+    "tasks": ({"method": {"name": "fltac"}}, "'tasks' is required"),
+    "heads": ({"adapter": {"head": "per-task"}}, "a head per task is not possible"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_one_machine_cannot_know_must_be_said(case: str, tmp_path: Path) -> None:
+    tables, message = WRONG[case]
+    given = {**shared("fedit", **{k: v for k, v in tables.items() if k != "tasks"})}
+    given["model"] = {key: value for key, value in given["model"].items() if value is not None}
+    if tables.get("tasks"):
+        write_tasks(tmp_path)
+        given["tasks"] = own_rows(tmp_path, 2)
+    with pytest.raises(ConfigError, match=message):
+        build(parse(given, tmp_path), client=2)
+
+
+def test_it_cannot_be_simulated(tmp_path: Path) -> None:
+    config: RunConfig = parse(shared("fedit"), tmp_path)
+    for way in (run, plan):
+        with pytest.raises(ConfigError, match="on their own machines"):
+            way(config)
+    assert torch.get_num_threads() == 1
