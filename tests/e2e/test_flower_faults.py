@@ -51,8 +51,10 @@ def test_who_must_not_take_part_does_not(tmp_path: Path) -> None:
         write_node(tmp_path / "stranger", "node")
         write_server(tmp_path / "elsewhere", ["127.0.0.1"])
         network.settings = [*nodes, nodes[0], nodes[0]]
-        network.start_node(3, key=str(tmp_path / "stranger" / "node"), ca=str(network.project / "server" / "ca.crt"))
-        network.start_node(4, key=str(network.project / "client-0" / "node"), ca=str(tmp_path / "elsewhere" / "ca.crt"))
+        network.start_node(3, **{"node": str(tmp_path / "stranger" / "node"), "ca.crt": str(network.project / "server" / "ca.crt")})
+        network.start_node(
+            4, **{"node": str(network.project / "client-0" / "node"), "ca.crt": str(tmp_path / "elsewhere" / "ca.crt")}
+        )
         until("[code: 2004]", network, "node3")
         until("CERTIFICATE_VERIFY_FAILED", network, "node4")
         submitted = network.run(config=config, directory=str(tmp_path / "run"), clients=3, deadline=PATIENCE)

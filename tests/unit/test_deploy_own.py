@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from door import differences, fedquilt, journal
-from tiny import SIZES, WORDS, tiny_config, write_tasks
+from own import adapters, own_rows, shared, simulated, slots
+from tiny import WORDS, write_tasks
 
 from fedquilt.deploy.build import host, remote
 from fedquilt.deploy.host import Host
@@ -28,38 +28,6 @@ from fedquilt.runs.plan import plan
 CLIENTS = range(4)
 RUN = "0" * 32
 MOST = 1 << 30
-
-
-def shared(method: str, /, **overrides: Any) -> dict[str, Any]:
-    """What every machine has the same of."""
-    tables: dict[str, Any] = {
-        "name": method,
-        "rounds": 3,
-        "threads": 1,
-        "engine": "sequential",
-        "model": {"name": "tiny:bert", "max_length": 24, "classes": 3},
-        "adapter": {"rank": 2},
-        "method": {"name": method, "lr": 0.01, "steps": 2, "batch": 4},
-        "partition": {"how": "own"},
-    }
-    return {key: {**value, **overrides.get(key, {})} if isinstance(value, dict) else value for key, value in tables.items()} | {
-        key: value for key, value in overrides.items() if not isinstance(value, dict)
-    }
-
-
-def own_rows(folder: Path, client: int) -> list[dict[str, Any]]:
-    """The rows of one client of the tiny federation in files of its own, in their order; the tasks that it has."""
-    tables = []
-    for task, counts in SIZES.items():
-        if client not in counts:
-            continue
-        rows = list(csv.reader((folder / f"{task}-train.csv").read_text(encoding="utf-8").splitlines()))
-        with (folder / f"{client}-{task}-train.csv").open("w", encoding="utf-8", newline="") as handle:
-            csv.writer(handle).writerows([rows[0], *(row for row in rows[1:] if row[2] == f"client-{client}")])
-        (folder / f"{client}-{task}-dev.csv").write_bytes((folder / f"{task}-dev.csv").read_bytes())
-        source = f"file:{client}-{task}-{{split}}.csv"
-        tables.append({"name": task, "source": source, "eval_split": "dev", "labels": list(WORDS[task])})
-    return tables
 
 
 @dataclass
@@ -88,22 +56,6 @@ class Federation:
 
     def run(self) -> Path:
         return run(parse(self.tables, self.folder), directory=self.folder / "run", engine=self.engine)
-
-
-def simulated(folder: Path, tables: dict[str, Any]) -> Path:
-    """The same clients in one process: what a simulation says of them."""
-    overrides = {key: value for key, value in tables.items() if key not in ("partition", "name")}
-    config = tiny_config(folder, tables["method"]["name"], **overrides)
-    return run(config, directory=folder / "simulated")
-
-
-def adapters(run: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(run)): path.read_bytes() for path in (run / "adapters").rglob("*.safetensors")}
-
-
-def slots(run: Path) -> list[list[dict[str, Any]]]:
-    """Of every evaluation what each slot's adapter is worth, without the names of tasks."""
-    return [[{k: v for k, v in slot.items() if k != "task"} for slot in entry["slots"]] for entry in journal(run, "evals.jsonl")]
 
 
 @pytest.mark.parametrize("method", ["fltac", "fedit"])

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from fedquilt.engine.base import Work
 from fedquilt.local import sgd
 from fedquilt.method import compose
 from fedquilt.runs.build import build
-from fedquilt.types import Round
+from fedquilt.types import Job, Round
 from tests.tiny import tiny_config
 
 
@@ -42,3 +45,21 @@ def test_an_optimiser_without_state_persists_as_nothing(engine: str, tmp_path: P
     replies = built.engine.poll(built.engine.submit(jobs, hub.bank))
     assert len(replies) == len(jobs)
     assert not any(built.engine.kept.get(job.slot) for job in jobs)
+
+
+@pytest.mark.parametrize("method", ["fedit", "ia3", "fedtt"])
+def test_a_slot_that_diverges_takes_nobody_along(method: str, tmp_path: Path) -> None:
+    """Slots share products, in which what is no number would spread: the others must train as the sequential engine trains them."""
+    overrides: dict[str, Any] = {"method": {"name": "fedit"}, "adapter": {"family": "ia3", "rank": None}} if method == "ia3" else {}
+    losses: dict[str, list[float]] = {}
+    for engine in ("sequential", "vectorised"):
+        built = build(tiny_config(tmp_path, "fedtt" if method == "fedtt" else "fedit", engine=engine, **overrides))
+        works = []
+        for number, slot in enumerate(sorted(built.view.slots)):
+            start = {key: x * 1e38 if number == 1 else x for key, x in built.adapter.init.items()}
+            works.append(Work(Job(slot, 0, Round(1, 0)), built.view.data(slot, 1), start, None, 2, {}))
+        done = built.engine.train(works)
+        assert not all(bool(torch.isfinite(x).all()) for x in done[1].state.values()), "the case does not diverge"
+        losses[engine] = [one.loss for number, one in enumerate(done) if number != 1]
+        assert all(bool(torch.isfinite(x).all()) for number, one in enumerate(done) if number != 1 for x in one.state.values())
+    assert losses["vectorised"] == pytest.approx(losses["sequential"], rel=1e-5)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fedquilt.cli import cost, data, demo, deploy, doctor, judge, methods, reports, runs, toy
+from fedquilt.cli import cost, data, demo, deploy, doctor, federation, judge, methods, reports, runs, toy
 
 HELP = "Federated fine-tuning of pre-trained transformers with small adapters."
 # suggest_commands: click suggests too, and the word would stand there twice
@@ -38,6 +38,7 @@ def _options(
 commands = (
     *(demo.demo, runs.run, runs.resume, reports.report, reports.compare, runs.export),
     *(judge.judge, runs.route, cost.cost, toy.toy, doctor.doctor),
+    *(federation.server, federation.client, federation.submit, federation.status),
 )
 for command in commands:
     app.command()(command)

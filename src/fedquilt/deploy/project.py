@@ -35,23 +35,130 @@ clients = 1
 deadline = 3600.0
 """
 
+SERVER = """\
+# Of fedquilt server, submit and status, in this folder.
+listen = "0.0.0.0"
+port = 8000          # clients come in here, and nothing but their requests is let through
+control = 8001       # of this machine alone; a firewall need not know it
+deadline = 3600.0    # seconds that clients have for a round
+"""
+
+CLIENT = """\
+# Of fedquilt client, in this folder.
+server = "{server}:8000"
+client = {number}
+config = "data.toml"   # the run, and the data of this machine
+state = "state"        # what this client keeps of runs: nobody else may read it
+"""
+
+RUN = """\
+# What all machines have the same of. Every machine has this file, and refuses a run that says something else.
+name = "federation"
+rounds = 3
+
+[model]
+name = "asset:minilm"
+classes = 3            # the most labels that a task has
+
+[adapter]
+rank = 1
+
+[method]
+name = "fltac"
+tasks = 5              # how many tasks there are in all
+lr = 2e-3
+epochs = 1
+batch = 16
+
+[partition]
+how = "own"            # every client has data of its own, and the server none
+"""
+
+DATA = """\
+# The data of this machine. Nothing of this file leaves it; names of tasks are for you alone.
+extends = "run.toml"
+
+[[tasks]]
+name = "reviews"
+source = "file:reviews.csv"    # columns text and label; a tenth of the rows is kept for evaluation
+labels = ["bad", "good"]
+"""
+
+UNIT = """\
+[Unit]
+Description=fedquilt {what}
+After=network-online.target
+Wants=network-online.target
+
+[Service]
+User=fedquilt
+WorkingDirectory=/opt/fedquilt/{folder}
+ExecStart=/opt/fedquilt/venv/bin/fedquilt {what} .
+Restart=on-failure
+RestartSec=10
+KillMode=control-group
+NoNewPrivileges=true
+PrivateTmp=true
+ProtectSystem=strict
+ReadWritePaths=/opt/fedquilt/{folder}
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+DOCKERFILE = """\
+FROM python:3.11-slim
+RUN pip install --no-cache-dir "fedquilt[flower]"
+RUN useradd --create-home fedquilt
+USER fedquilt
+WORKDIR /federation
+"""
+
+SERVICE = """\
+  {name}:
+    build: .
+    command: fedquilt {what} .
+    volumes: ["./{folder}:/federation"]
+    restart: unless-stopped
+"""
+
 
 def write(folder: Path, hosts: list[str], clients: int) -> None:
-    """``app/`` for Flower, ``server/`` with certificates, ``client-<n>/`` with each one's key.
+    """``server/`` with certificates, the clients' public keys and the app for Flower; ``client-<n>/`` with each one's key.
+
+    Each has its settings and a unit for systemd; ``compose.yaml`` has all of them on one machine.
 
     Raises:
         StateError: something is there already: keys are never replaced.
     """
     if folder.exists() and any(folder.iterdir()):
         raise StateError("the folder is not empty", where=str(folder), why="keys are never replaced", fix="choose a new folder")
-    write_server(folder / "server", hosts)  # first, for it may refuse a name
-    package = folder / "app" / "fedquilt_app"
+    server = folder / "server"
+    write_server(server, list(dict.fromkeys([*hosts, "server", "localhost", "127.0.0.1"])))  # first, for it may refuse a name
+    package = server / "app" / "fedquilt_app"
     package.mkdir(parents=True)
-    (folder / "app" / "pyproject.toml").write_text(PYPROJECT, encoding="utf-8")
-    (package / "__init__.py").write_text("", encoding="utf-8")
+    (server / "clients").mkdir()
+    texts = {
+        server / "server.toml": SERVER,
+        server / "run.toml": RUN,
+        server / "fedquilt-server.service": UNIT.format(what="server", folder="server"),
+        server / "app" / "pyproject.toml": PYPROJECT,
+        package / "__init__.py": "",
+        folder / "Dockerfile": DOCKERFILE,
+    }
     for side in ("server", "client"):
-        (package / f"{side}.py").write_text(f"from fedquilt.deploy.flower import {side}\n\napp = {side}.app\n", encoding="utf-8")
+        texts[package / f"{side}.py"] = f"from fedquilt.deploy.flower import {side}\n\napp = {side}.app\n"
+    services = "services:\n" + SERVICE.format(name="server", what="server", folder="server") + '    ports: ["8000:8000"]\n'
     for number in range(clients):
-        own = folder / f"client-{number}"
-        write_node(own, "node")
-        (own / "ca.crt").write_bytes((folder / "server" / "ca.crt").read_bytes())
+        name = f"client-{number}"
+        write_node(folder / name, "node")
+        (folder / name / "ca.crt").write_bytes((server / "ca.crt").read_bytes())
+        (server / "clients" / f"{name}.pub").write_bytes((folder / name / "node.pub").read_bytes())
+        texts[folder / name / "client.toml"] = CLIENT.format(server=hosts[0], number=number)
+        texts[folder / name / "run.toml"] = RUN
+        texts[folder / name / "data.toml"] = DATA
+        texts[folder / name / "fedquilt-client.service"] = UNIT.format(what="client", folder=name)
+        services += SERVICE.format(name=name, what="client", folder=name)
+    texts[folder / "compose.yaml"] = services
+    for path, text in texts.items():
+        path.write_text(text, encoding="utf-8")

@@ -6,6 +6,7 @@ accumulates gradients; the optimiser then moves all active slots in one elementw
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from fedquilt.engine.base import InProcess, Trained, Work, starts
 from fedquilt.models.fingerprint import Fisher, Look
 from fedquilt.models.loss import cut
 from fedquilt.models.room import COLUMN_BUDGET, TOKEN_BUDGET
+from fedquilt.ticks import Tick
 from fedquilt.types import Batch, Stack
 
 LANES = 64  # adapters in one pass, where no columns are counted
@@ -55,7 +57,15 @@ class VectorisedEngine(InProcess):
         self.together = 1 if one_by_one else lanes  # adapters in one pass
 
     def train(self, works: Sequence[Work]) -> list[Trained]:
-        """All works side by side."""
+        """All works side by side; one after the other if one of them diverges: in the products that all share, what is no number in
+        one adapter is none in any."""
+        done, finite = self._side_by_side(works, self.tick)
+        if finite or len(works) == 1:
+            return done
+        return [self._side_by_side([work], lambda _: self.tick(0))[0][0] for work in works]
+
+    def _side_by_side(self, works: Sequence[Work], tick: Tick) -> tuple[list[Trained], bool]:
+        """Works after their steps, and whether all of it is numbers."""
         local, now = self.client.local, works[0].job.round
         names = self.client.train(now)
         every = sorted(works[0].start)
@@ -76,11 +86,12 @@ class VectorisedEngine(InProcess):
             grads, losses = self._gradients(x, frozen, batches)
             x, moments = local.step(x, grads, moments, local.rate(now), tree.there(active, total.device))
             total += losses
-            self.tick(len(batches))
+            tick(len(batches))
         means = (total.cpu() / steps).tolist()
         x, delta, moments = (tree.map_leaves(Tensor.cpu, stack) for stack in (x, tree.sub(x, begun), moments))
         kept = tree.unstack(moments) if moments and local.memory == "persist" else [{}] * len(works)
-        return [Trained(*own) for own in zip(tree.unstack(x), tree.unstack(delta), kept, means, strict=True)]
+        finite = all(map(math.isfinite, means)) and all(bool(torch.isfinite(tensor).all()) for tensor in x.values())
+        return [Trained(*own) for own in zip(tree.unstack(x), tree.unstack(delta), kept, means, strict=True)], finite
 
     def look(self, how: Look, works: Sequence[Work]) -> list[Tensor]:
         """Squared gradients of many batches of all works side by side; other ways of looking slot by slot."""

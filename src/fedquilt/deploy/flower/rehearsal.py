@@ -1,4 +1,4 @@
-"""A whole deployment on one machine: a SuperLink and some SuperNodes over TLS with node authentication, and the end of all of it.
+"""A whole deployment on one machine: a server and its clients as they run on several, and the end of all of it.
 
 What a deployment does is seen here before there are machines for it; the tests and the benchmark run on it. Linux only: processes
 are found by their environment.
@@ -6,10 +6,8 @@ are found by their environment.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,51 +16,39 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import tomli_w
+
+from fedquilt.deploy.flower.network import PATIENCE, free_port, listening, submission, with_environment
+from fedquilt.deploy.flower.parties import home_of
 from fedquilt.deploy.project import write
 from fedquilt.errors import StateError
 
-PATIENCE = 120.0  # seconds for something to come up
-
-
-def free_port() -> int:
-    """One that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+MARK = "FEDQUILT_REHEARSAL"
 
 
 class Rehearsal:
     """Use as a context; every process that it starts, and every worker, ends with it.
 
     Args:
-        nodes: settings of each SuperNode.
+        nodes: settings of each client; see :class:`fedquilt.deploy.settings.ClientSettings`.
     """
 
     def __init__(self, folder: Path, nodes: Sequence[Mapping[str, Any]]) -> None:
         self.folder, self.settings = folder, nodes
-        self.port = free_port()
-        self.link: subprocess.Popen[bytes] | None = None
+        self.port, self.control = free_port(), free_port()
+        self.server: subprocess.Popen[bytes] | None = None
         self.submitted: subprocess.Popen[bytes] | None = None
         self.nodes: dict[int, subprocess.Popen[bytes]] = {}
         self.project = folder / "project"
-        home = folder / "home"
-        quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # Flower starts its parts by name
-        self.env = {**os.environ, **quiet, "FLWR_HOME": str(home), "PATH": path}
+        self.env = {**os.environ, MARK: str(folder)}
 
     def __enter__(self) -> Rehearsal:
         write(self.project, ["127.0.0.1"], len(self.settings))
-        home = Path(self.env["FLWR_HOME"])
-        home.mkdir(parents=True, exist_ok=True)
-        ca = self.project / "server" / "ca.crt"
-        (home / "config.toml").write_text(
-            f'[superlink.test]\naddress = "127.0.0.1:{self.port}"\nroot-certificates = "{ca}"\n', encoding="utf-8"
-        )
+        said = {"listen": "127.0.0.1", "port": self.port, "control": self.control}
+        (self.project / "server" / "server.toml").write_text(tomli_w.dumps(said), encoding="utf-8")
         try:
-            self.start_link()
+            self.start_server()
             for number in range(len(self.settings)):
-                key = self.project / f"client-{number}" / "node.pub"
-                self.flwr("supernode", "register", str(key), "test", "--name", f"node{number}")
                 self.start_node(number)
         except BaseException:
             self.__exit__()  # the context is not entered yet
@@ -76,64 +62,47 @@ class Rehearsal:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.05)
-        for process in [*self.nodes.values(), self.link, self.submitted]:
+        for process in [*self.nodes.values(), self.server, self.submitted]:
             if process:
                 process.wait()
 
     def processes(self) -> dict[int, str]:
-        """All that belong to the network, by their environment: Flower's children outlive their parents, and so do workers."""
-        found = {}
-        for entry in Path("/proc").iterdir():
-            with suppress(OSError):  # it ended meanwhile, or is another user's
-                if entry.name.isdigit() and f"FLWR_HOME={self.env['FLWR_HOME']}\0".encode() in (entry / "environ").read_bytes():
-                    found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        return found
+        """All that belong to the network."""
+        return with_environment(MARK, str(self.folder))
 
-    def start_link(self) -> None:
-        """The SuperLink; comes back when it listens."""
-        own = self.project / "server"
-        files = ["--ssl-ca-certfile", "ca.crt", "--ssl-certfile", "server.pem", "--ssl-keyfile", "server.key"]
-        files = [str(own / word) if "." in word else word for word in files]
-        more = ["--enable-supernode-auth", "--database", str(self.folder / "state.db"), "--disable-runtime-dependency-installation"]
-        self.link = self._start("link", "flower-superlink", *files, *more, "--host", "127.0.0.1", "--port", str(self.port))
+    def start_server(self) -> None:
+        """``fedquilt server``; comes back when it lets clients in."""
+        self.server = self._start("server", "server", str(self.project / "server"))
         finish = time.monotonic() + PATIENCE
-        while time.monotonic() < finish:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            if self.link.poll() is not None:
-                break
+        while not listening(self.port):
+            if self.server.poll() is not None or time.monotonic() > finish:
+                raise StateError("the server did not start", where=str(self.folder), why=self.said("server")[-1000:])
             time.sleep(0.1)
-        raise StateError("the SuperLink did not start", where=str(self.folder / "link.log"), why=self.said("link")[-500:])
 
-    def start_node(self, number: int, **changes: str) -> None:
-        """A SuperNode; ``changes``: key or ca, another file."""
+    def start_node(self, number: int, changes: Mapping[str, Path] | None = None) -> None:
+        """``fedquilt client``; ``changes``: another file in the place of node or ca.crt."""
         own = self.project / f"client-{number}"
-        files = {"key": str(own / "node"), "ca": str(own / "ca.crt")} | changes
-        node_config = " ".join(f"{key}={json.dumps(value)}" for key, value in self.settings[number].items())
-        where = ["--superlink", f"127.0.0.1:{self.port}", "--host", "127.0.0.1", "--port", str(free_port())]
-        keys = ["--root-certificates", files["ca"], "--auth-supernode-private-key", files["key"]]
-        self.nodes[number] = self._start(f"node{number}", "flower-supernode", *where, *keys, "--node-config", node_config)
+        own.mkdir(exist_ok=True)
+        said = {"server": f"127.0.0.1:{self.port}", **self.settings[number]}
+        (own / "client.toml").write_text(tomli_w.dumps(said), encoding="utf-8")
+        for name, path in (changes or {}).items():
+            (own / name).write_bytes(path.read_bytes())
+        self.nodes[number] = self._start(f"node{number}", "client", str(own))
 
     def run(self, **settings: Any) -> subprocess.Popen[bytes]:
         """Submit the app; its output streams until the run has ended."""
-        given = " ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())
-        self.submitted = self._start("run", "flwr", "run", str(self.project / "app"), "test", "--stream", "-c", given)
+        home, app = home_of(self.project / "server"), self.project / "server" / "app"
+        with (self.folder / "run.log").open("ab") as log:
+            options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "start_new_session": True}
+            self.submitted = subprocess.Popen(submission(app, settings), env={**self.env, **home.env}, **options)
         return self.submitted
-
-    def flwr(self, *words: str) -> str:
-        """A command of Flower's, to its end."""
-        done = subprocess.run(["flwr", *words], env=self.env, capture_output=True, text=True, timeout=PATIENCE, check=False)
-        if done.returncode:
-            why = (done.stdout + done.stderr)[-500:]
-            raise StateError(f"flwr {' '.join(words)} ended with {done.returncode}", where=str(self.folder), why=why)
-        return done.stdout
 
     def said(self, name: str) -> str:
         """What a process has written."""
         return (self.folder / f"{name}.log").read_text(encoding="utf-8", errors="replace")
 
-    def _start(self, name: str, *command: str) -> subprocess.Popen[bytes]:
+    def _start(self, name: str, *words: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "fedquilt", *words]
         with (self.folder / f"{name}.log").open("ab") as log:
             return subprocess.Popen(
                 command, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=self.folder

@@ -1,0 +1,56 @@
+"""A door before Flower's SuperLink: it lets through what clients need, and nothing else.
+
+Flower's open-source SuperLink has one port for its clients and for its control interface, and asks nobody who uses the latter:
+whoever reaches the port can register nodes and start programs on every client. Here the SuperLink listens on this machine alone,
+and the port that others reach answers only the requests that a SuperNode makes, whose signatures the SuperLink checks.
+"""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+import httpx
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+MOST = 1 << 30  # bytes of a request
+NAMES = (
+    *("register-node", "activate-node", "deactivate-node", "unregister-node", "send-node-heartbeat", "pull-messages"),
+    *("push-messages", "get-run", "get-fab", "push-object", "pull-object", "confirm-message-received"),
+)
+OWN = {"host", "connection", "content-length", "transfer-encoding", "content-encoding"}  # headers of one connection
+
+
+def door(client: httpx.AsyncClient) -> Starlette:
+    """The application. ``client``: reaches the SuperLink."""
+
+    async def pass_on(request: Request) -> Response:
+        body = bytearray()
+        async for part in request.stream():
+            body += part
+            if len(body) > MOST:
+                return Response("too large", 413)
+        headers = {name: value for name, value in request.headers.items() if name not in OWN}
+        try:
+            answer = await client.post(request.url.path, content=bytes(body), headers=headers)
+        except httpx.TransportError:
+            return Response("the SuperLink does not answer", 502)
+        own = {name: value for name, value in answer.headers.items() if name not in OWN}
+        return Response(answer.content, answer.status_code, own)
+
+    return Starlette(routes=[Route(f"/v1/fleet/{name}", pass_on, methods=["POST"]) for name in NAMES])
+
+
+def configured(folder: Path, listen: str, port: int, inner: int) -> uvicorn.Config:
+    """``folder``: with the certificate; ``inner``: the SuperLink's port on this machine."""
+    client = httpx.AsyncClient(base_url=f"https://127.0.0.1:{inner}", verify=_trusting(folder), timeout=None, trust_env=False)
+    files = {"ssl_certfile": str(folder / "server.pem"), "ssl_keyfile": str(folder / "server.key")}
+    return uvicorn.Config(door(client), host=listen, port=port, log_level="warning", access_log=False, **files)  # type: ignore[arg-type]
+
+
+def _trusting(folder: Path) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=str(folder / "ca.crt"))
