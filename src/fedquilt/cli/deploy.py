@@ -32,6 +32,19 @@ def init(
 
 
 @app.command()
+def add(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder, for the client's machine.")],
+    server: Annotated[Path, typer.Option("--server", metavar="FOLDER", help="The server's.")],
+    host: Annotated[str, typer.Option("--host", help="A name or address of the server.")],
+) -> None:
+    """Write the folder of one more client, and let the server know its key."""
+    need_flower()
+    from fedquilt.deploy.project import add as write
+
+    typer.echo(f"written: {folder}, client {write(folder, server, host)}")
+
+
+@app.command()
 def rehearse(
     config: Config,
     override: Set = None,

@@ -78,7 +78,7 @@ def submit(
 ) -> None:
     """Start a run with the clients that are there, on the server's machine, and watch it."""
     need_flower()
-    from fedquilt.deploy.flower.parties import keys, start_run
+    from fedquilt.deploy.flower.parties import keys, need_server, start_run
     from fedquilt.deploy.settings import ServerSettings, read
     from fedquilt.errors import ConfigError
 
@@ -87,6 +87,7 @@ def submit(
     folder = folder.resolve()
     settings = read(folder / "server.toml", ServerSettings)
     resolved = read_config(config or Path(str(resume)) / "config.toml", override, seed)
+    need_server(folder)
     run = (resume or directory or Path("runs") / resolved.name).resolve()
     if resume is None and (run / "hub.json").exists():
         fix = f"continue it (fedquilt submit --resume {run}), or choose another --dir"
@@ -106,9 +107,10 @@ def submit(
 def status(folder: Server = Path(), as_json: show.AsJson = False) -> None:
     """Which clients are connected, and what runs there are."""
     need_flower()
-    from fedquilt.deploy.flower.parties import home_of
+    from fedquilt.deploy.flower.parties import home_of, need_server
     from fedquilt.report.table import Table
 
+    need_server(folder.resolve())
     home = home_of(folder.resolve())
     nodes, runs = home.nodes(), home.runs()
     if as_json:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from fedquilt.deploy.keys import write_node, write_server
 from fedquilt.errors import StateError
 
+CLIENT_KEY = re.compile(r"client-(\d+)\.pub")
 PYPROJECT = """\
 [build-system]
 requires = ["hatchling"]
@@ -92,15 +94,15 @@ Wants=network-online.target
 
 [Service]
 User=fedquilt
-WorkingDirectory=/opt/fedquilt/{folder}
-ExecStart=/opt/fedquilt/venv/bin/fedquilt {what} .
+WorkingDirectory=/srv/fedquilt/{folder}
+ExecStart=/srv/fedquilt/venv/bin/fedquilt {what} .
 Restart=on-failure
 RestartSec=10
 KillMode=control-group
 NoNewPrivileges=true
 PrivateTmp=true
 ProtectSystem=strict
-ReadWritePaths=/opt/fedquilt/{folder}
+ReadWritePaths=/srv/fedquilt/{folder}
 
 [Install]
 WantedBy=multi-user.target
@@ -131,8 +133,7 @@ def write(folder: Path, hosts: list[str], clients: int) -> None:
     Raises:
         StateError: something is there already: keys are never replaced.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise StateError("the folder is not empty", where=str(folder), why="keys are never replaced", fix="choose a new folder")
+    _new(folder)
     server = folder / "server"
     write_server(server, list(dict.fromkeys([*hosts, "server", "localhost", "127.0.0.1"])))  # first, for it may refuse a name
     package = server / "app" / "fedquilt_app"
@@ -151,14 +152,35 @@ def write(folder: Path, hosts: list[str], clients: int) -> None:
     services = "services:\n" + SERVICE.format(name="server", what="server", folder="server") + '    ports: ["8000:8000"]\n'
     for number in range(clients):
         name = f"client-{number}"
-        write_node(folder / name, "node")
-        (folder / name / "ca.crt").write_bytes((server / "ca.crt").read_bytes())
-        (server / "clients" / f"{name}.pub").write_bytes((folder / name / "node.pub").read_bytes())
-        texts[folder / name / "client.toml"] = CLIENT.format(server=hosts[0], number=number)
-        texts[folder / name / "run.toml"] = RUN
-        texts[folder / name / "data.toml"] = DATA
-        texts[folder / name / "fedquilt-client.service"] = UNIT.format(what="client", folder=name)
         services += SERVICE.format(name=name, what="client", folder=name)
     texts[folder / "compose.yaml"] = services
     for path, text in texts.items():
         path.write_text(text, encoding="utf-8")
+    for number in range(clients):
+        add(folder / f"client-{number}", server, hosts[0])
+
+
+def add(folder: Path, server: Path, host: str) -> int:
+    """A client's folder, and its public key in that of the server; its number.
+
+    Raises:
+        StateError: the folder is not empty, or the other one is not a server's.
+    """
+    _new(folder)
+    if not (server / "ca.crt").exists():
+        raise StateError("this is no server's folder", where=str(server), why="there is no ca.crt", fix="fedquilt deploy init")
+    taken = [int(found[1]) for path in (server / "clients").iterdir() if (found := CLIENT_KEY.fullmatch(path.name))]
+    number = max(taken, default=-1) + 1
+    write_node(folder, "node")
+    (folder / "ca.crt").write_bytes((server / "ca.crt").read_bytes())
+    (folder / "run.toml").write_bytes((server / "run.toml").read_bytes())
+    (folder / "client.toml").write_text(CLIENT.format(server=host, number=number), encoding="utf-8")
+    (folder / "data.toml").write_text(DATA, encoding="utf-8")
+    (folder / "fedquilt-client.service").write_text(UNIT.format(what="client", folder=folder.name), encoding="utf-8")
+    (server / "clients" / f"client-{number}.pub").write_bytes((folder / "node.pub").read_bytes())
+    return number
+
+
+def _new(folder: Path) -> None:
+    if folder.exists() and any(folder.iterdir()):
+        raise StateError("the folder is not empty", where=str(folder), why="keys are never replaced", fix="choose a new folder")

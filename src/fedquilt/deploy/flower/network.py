@@ -60,6 +60,9 @@ class Home:
     def listed(self, *words: str) -> dict[str, Any]:
         """What a command of Flower's says as JSON."""
         found: dict[str, Any] = json.loads(self.flwr(*words, NAME, "--format", "json"))
+        if not found.get("success"):
+            why = str(found.get("error-message", ""))[:500]
+            raise StateError(f"flwr {' '.join(words)} failed", where=str(self.folder), why=why)
         return found
 
     def nodes(self) -> list[dict[str, Any]]:

@@ -73,15 +73,15 @@ def join(folder: Path, settings: ClientSettings, config: Path) -> int:
         return process.wait()
 
 
-def start_run(folder: Path, config: RunConfig, run: Path, clients: int, deadline: float) -> tuple[subprocess.Popen[bytes], Path]:
-    """Submit a run to the server in ``folder``, new or to be continued; what carries its output, and the file of that.
-
-    Raises:
-        StateError: the server is not there.
-    """
-    home = home_of(folder)
+def need_server(folder: Path) -> None:
+    """Raise if the server in this folder is not running."""
     if not listening(read(folder / "server.toml", ServerSettings).control):
         raise StateError("the server is not there", where=str(folder), fix=f"fedquilt server {folder}")
+
+
+def start_run(folder: Path, config: RunConfig, run: Path, clients: int, deadline: float) -> tuple[subprocess.Popen[bytes], Path]:
+    """Submit a run to the server in ``folder``, new or to be continued; what carries its output, and the file of that."""
+    home = home_of(folder)
     home.register(keys(folder))
     path, log = home.folder / f"{config.name}.toml", home.folder / f"{config.name}.log"
     path.write_text(config.to_toml(), encoding="utf-8")
