@@ -44,6 +44,7 @@ class Drive:
         evaluate: the record of an evaluation, or None to skip; called with the hub after round ``number`` (0: at the start).
         notice: told about every finished round.
         fingerprint: numbers in the fingerprint of a newcomer's data, for methods that ask for it.
+        quorum: share of a round's jobs whose replies must be usable; with fewer the round leaves the state as it was.
     """
 
     program: Program
@@ -57,6 +58,7 @@ class Drive:
     evaluate: Callable[[Hub, int], dict[str, Any] | None]
     notice: Callable[[int, Mapping[str, Any], Mapping[str, Any] | None], None]
     fingerprint: int = 0
+    quorum: float = 0.0
 
     def __post_init__(self) -> None:
         self.delivery = Delivery(self.spec, self.program.client)
@@ -65,7 +67,7 @@ class Drive:
         """From the round after ``hub.step`` to the last; returns the final state. ``books``: of a run that is resumed.
 
         Raises:
-            QuorumError: no usable reply in several rounds in a row.
+            QuorumError: no usable replies, or fewer than the quorum, in several rounds in a row.
         """
         gate = Gate(self.spec, fingerprint=self.fingerprint)
         if books is None:
@@ -109,15 +111,15 @@ class Drive:
     def _step(
         self, hub: Hub, accepted: Sequence[Reply], jobs: Sequence[Job], now: Round
     ) -> tuple[Hub, dict[str, list[dict[str, Any]]]]:
-        """The server step, or the same state when nothing usable came back."""
-        if not accepted:
+        """The server step, or the same state when nothing usable came back, or too little."""
+        if not accepted or len(accepted) < self.quorum * len(jobs):
             abandoned = hub.memory.get(ABANDONED, torch.zeros(())) + 1  # in the state: a resume must count on
             if int(abandoned) >= PATIENCE:
                 raise QuorumError(
-                    f"no usable reply in {PATIENCE} rounds in a row",
+                    f"{'too few' if accepted else 'no'} usable replies in {PATIENCE} rounds in a row",
                     where=f"round {now.number}",
-                    why="every reply was rejected; rounds.jsonl has the codes",
-                    fix="lower method.lr if the code is 'nonfinite'",
+                    why=f"{len(accepted)} of {len(jobs)} in the last one; rounds.jsonl has the codes of the others",
+                    fix="lower method.lr if the code is 'nonfinite'; a longer deadline or a smaller quorum if it is 'lost'",
                 )
             return replace(hub, step=hub.step + 1, memory={**hub.memory, ABANDONED: abandoned}), {"step": [{"abandoned": 1.0}]}
         hub = replace(hub, memory={key: tensor for key, tensor in hub.memory.items() if key != ABANDONED})

@@ -143,7 +143,7 @@ def test_a_model_without_the_wanted_modules(config: Path) -> None:
 def test_training_that_diverges_ends_with_the_reason(config: Path) -> None:
     said = fedquilt("run", config, "--dir", config.parent / "run", "--set", "method.lr=1e30", "--set", "rounds=9")
     message = said.complaint(4)
-    assert "no usable reply in 3 rounds in a row" in message
+    assert "no usable replies in 3 rounds in a row" in message
     assert "lower method.lr" in message
     lines = journal(config.parent / "run")  # the abandoned rounds are on record
     assert {entry["code"] for line in lines for entry in line["rejected"]} == {"nonfinite"}

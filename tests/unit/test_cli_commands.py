@@ -242,8 +242,8 @@ def test_deploy_init_writes_a_folder_per_machine_and_never_twice(tmp_path: Path,
     own, root = (x509.load_pem_x509_certificate((folder / "server" / n).read_bytes()) for n in ("server.pem", "ca.crt"))
     own.verify_directly_issued_by(root)
     names = own.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    assert names.get_values_for_type(x509.DNSName) == ["server.example.org"]
-    assert [str(address) for address in names.get_values_for_type(x509.IPAddress)] == ["10.0.0.1"]
+    assert names.get_values_for_type(x509.DNSName) == ["server.example.org", "server", "localhost"]
+    assert [str(address) for address in names.get_values_for_type(x509.IPAddress)] == ["10.0.0.1", "127.0.0.1"]
     keys = {(folder / f"client-{n}" / "node").read_bytes() for n in range(2)}
     assert len(keys) == 2
     assert not list(folder.rglob("ca.key")), "the authority's key is not kept"
@@ -253,7 +253,7 @@ def test_deploy_init_writes_a_folder_per_machine_and_never_twice(tmp_path: Path,
 
 
 def test_deploy_without_flower_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Captured) -> None:
-    monkeypatch.setattr("fedquilt.cli.deploy.find_spec", lambda name: None)
+    monkeypatch.setattr("fedquilt.cli.flower.find_spec", lambda name: None)
     assert main(["deploy", "init", str(tmp_path / "x"), "--host", "x"]) == 2
     assert "pip install 'fedquilt[flower]'" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()

@@ -82,6 +82,20 @@ def test_nobody_answers() -> None:
     assert all(entry["step"] == {"abandoned": 1.0} for entry in journal.records["rounds.jsonl"])
 
 
+@pytest.mark.parametrize(("quorum", "counts"), [(0.75, True), (0.76, False)])
+def test_a_round_with_fewer_replies_than_the_quorum_changes_nothing(quorum: float, counts: bool) -> None:
+    """Three of four replies are there in every round."""
+    built = assemble(CONFIG, tiny_base(CONFIG), tiny_tasks(), tiny_partition())
+    poll, journal = built.engine.poll, Nowhere()
+    built.engine.poll = lambda tickets, deadline=None: poll(tickets)[1:]  # type: ignore[method-assign]
+    drive = Drive(built.program, built.engine, built.adapter.spec, journal, Meter(built.adapter.spec), 0, PATIENCE - 1,
+                  lambda n, u, h: {}, lambda h, n: None, lambda n, s, e: None, quorum=quorum)  # fmt: skip
+    begin = built.program.init(built.adapter.init)
+    after = drive.run(begin)
+    assert tree.equal(after.bank, begin.bank) != counts
+    assert [entry["accepted"] for entry in journal.records["rounds.jsonl"]] == [3] * (PATIENCE - 1)
+
+
 def test_after_too_many_in_a_row_the_run_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
     spoiled(range(2, 9), monkeypatch)
     with pytest.raises(QuorumError, match=f"in {PATIENCE} rounds in a row"):

@@ -49,6 +49,7 @@ class RunConfig(BaseModel):
         threads: of torch; None: all cores. Recorded, for the last bits of some sums depend on it.
         workers: processes that train side by side, each with its part of the threads and a base model of its own; 1: none but this.
         checkpoint_every: rounds between durable checkpoints; a crash costs at most so many rounds.
+        quorum: share of the asked slots whose replies must be usable; a round with fewer changes nothing.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -61,6 +62,7 @@ class RunConfig(BaseModel):
     threads: int | None = Field(None, ge=1)
     workers: int = Field(1, ge=1)
     checkpoint_every: int = Field(1, ge=1)
+    quorum: float = Field(0.0, ge=0, le=1)
     model: ModelConfig = ModelConfig()
     adapter: dict[str, Any] = Field(default_factory=dict)
     method: dict[str, Any]

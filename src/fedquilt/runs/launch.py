@@ -164,6 +164,7 @@ def _drive(built: Built, engine: Engine, hub: Hub, store: Store, meter: Meter, l
         evaluate=evaluate,
         notice=log.notice,
         fingerprint=built.fingerprint,
+        quorum=config.quorum,
     )
 
 
