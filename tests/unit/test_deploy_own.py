@@ -11,7 +11,7 @@ import pytest
 import torch
 from door import differences, fedquilt, journal
 from own import adapters, own_rows, shared, simulated, slots
-from tiny import WORDS, write_tasks
+from tiny import SIZES, WORDS, write_tasks
 
 from fedquilt.deploy.build import host, remote
 from fedquilt.deploy.host import Host
@@ -20,6 +20,7 @@ from fedquilt.deploy.parcel import Judge, Judged, Parcel, Score, parcel, read, u
 from fedquilt.deploy.remote import Remote
 from fedquilt.errors import ConfigError
 from fedquilt.report.read import load_run
+from fedquilt.report.results import panel
 from fedquilt.runs.build import Built, build
 from fedquilt.runs.config import RunConfig, parse
 from fedquilt.runs.launch import resume, run
@@ -207,7 +208,13 @@ def test_a_run_that_nobody_evaluates_still_ends(tmp_path: Path) -> None:
 
 def test_its_run_can_be_shown_and_exported(tmp_path: Path) -> None:
     folder = Federation(tmp_path, shared("fltac", method={"tasks": 3})).run()
-    assert len(load_run(folder).evals) == 4
+    data = load_run(folder)
+    assert len(data.evals) == 4
+    assert data.tasks[:2] == ("client-0-slot-0", "client-0-slot-1")
+    assert sum(map(sum, data.counts.values())) == sum(sum(own.values()) for own in SIZES.values())
+    table = panel(data).table
+    assert table is not None
+    assert [row[0] for row in table.rows] == list(data.tasks)
     for words in (("report", folder), ("export", folder, "--out", tmp_path / "out")):
         said = fedquilt(*words)
         assert said.code == 0, said.err

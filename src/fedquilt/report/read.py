@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from fedquilt.errors import StateError
 from fedquilt.report.schema import Evaluation, PartitionFile, Points, Round, Routes, Summary
 
 Row = TypeVar("Row", bound=BaseModel)
+OWN = "own"  # the partition of clients with data of their own
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,8 @@ def load_run(path: Path) -> RunData:
             f"'{path}' is not a run directory", why="it holds no config.toml", fix="give the folder that `fedquilt run` printed"
         )
     notes: list[str] = []
-    partition = _document(path / "partition.json", PartitionFile)
+    partition, evals = _document(path / "partition.json", PartitionFile), _by_round(_rows(path / "evals.jsonl", Evaluation, notes))
+    counts = {task: tuple(len(part) for part in parts) for task, parts in partition.parts.items()}
     config_text = _text(path / "config.toml")
     return RunData(
         path=path,
@@ -117,14 +119,21 @@ def load_run(path: Path) -> RunData:
         env=_object(path / "env.json"),
         summary=_document(path / "summary.json", Summary) if (path / "summary.json").exists() else None,
         how=partition.how,
-        counts={task: tuple(len(part) for part in parts) for task, parts in partition.parts.items()},
+        counts=_told(evals) if partition.how == OWN else counts,
         rounds=_by_round(_rows(path / "rounds.jsonl", Round, notes)),
         routes=_by_round(_rows(path / "routes.jsonl", Routes, notes)),
-        evals=_by_round(_rows(path / "evals.jsonl", Evaluation, notes)),
+        evals=evals,
         points=_by_round(_rows(path / "points.jsonl", Points, notes)),
         events=tuple(json.loads(line) for line in _lines(path / "events.jsonl", notes)),
         notes=tuple(notes),
     )
+
+
+def _told(evals: Sequence[Evaluation]) -> dict[str, tuple[int, ...]]:
+    """Examples per client as clients say: of every slot, for nobody knows what it holds."""
+    slots = {score.task: score for row in evals for score in row.slots}
+    clients = max((score.client for score in slots.values()), default=-1) + 1
+    return {task: tuple(score.samples if score.client == c else 0 for c in range(clients)) for task, score in slots.items()}
 
 
 def _text(path: Path) -> str:

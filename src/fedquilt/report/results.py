@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedquilt.report.panel import Panel
-from fedquilt.report.read import RunData
+from fedquilt.report.read import OWN, RunData
 from fedquilt.report.schema import Evaluation, TaskScore
 from fedquilt.report.table import Cell, Table
 
@@ -15,6 +15,8 @@ def panel(run: RunData) -> Panel:
     if not run.evals:
         return Panel(SLUG, TITLE, "Nothing has been evaluated yet.")
     last = run.evals[-1]
+    if run.how == OWN:
+        return Panel(SLUG, TITLE, _SAID.format(last.round, run.direction), _said(run, last))
     names = sorted({name for score in last.tasks.values() for name in score.metrics or {}})
     columns = ("task", "row", *names, "slots", "slot mean", "slot lowest", "slot highest")
     rows = [(task, *_cells(run, last, task, score, names)) for task, score in sorted(last.tasks.items())]
@@ -24,6 +26,18 @@ def panel(run: RunData) -> Panel:
         f"Of the primary metrics, {run.direction}."
     )
     return Panel(SLUG, TITLE, text, Table(columns, tuple(rows)))
+
+
+_SAID = (
+    "After round {}. Every line is what a client says that the adapter of one of its slots is worth, on rows that it keeps back "
+    "and nobody else has. Of the primary metrics, {}."
+)
+
+
+def _said(run: RunData, last: Evaluation) -> Table:
+    metrics = [(score, run.primary(score.task)) for score in last.slots]
+    rows = [(score.task, str(score.row), name, score.metrics.get(name), score.samples) for score, name in metrics]
+    return Table(("slot", "row", "metric", "score", "examples"), tuple(rows))
 
 
 def _cells(run: RunData, last: Evaluation, task: str, score: TaskScore, names: list[str]) -> list[Cell]:
