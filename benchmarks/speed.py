@@ -246,7 +246,7 @@ def agree(losses: Mapping[str, list[float]]) -> None:
     for way, found in losses.items():
         if way in (POOLED, GROUPED, GROUPED_HALF):
             continue
-        apart = float((torch.tensor(found) - truth).abs().max())
+        apart = float(((torch.tensor(found) - truth).abs() / truth.clamp(min=1)).max())
         if not apart <= (NEAR_HALF if way == HALF else NEAR):  # NaN is not near either
             raise ValueError(f"{way}: losses {found}, want {truth.tolist()}")
 

@@ -17,7 +17,7 @@ from tiny import tiny_config
 
 from fedquilt.runs.launch import run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 KILLS = 20
 ROUNDS = 12
 PROGRAM = """

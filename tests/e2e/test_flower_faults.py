@@ -25,7 +25,7 @@ from fedquilt.runs.build import Built, build
 from fedquilt.runs.config import RunConfig
 from fedquilt.runs.launch import run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 PATIENCE = 300.0
 
 
