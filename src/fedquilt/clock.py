@@ -5,6 +5,7 @@ Rounds are synchronous with whoever the method samples. A round in which nothing
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ from fedquilt.method import Program, collect
 from fedquilt.types import Failure, Hub, Job, Reply, Round, Spec, Updates
 
 PATIENCE = 3  # abandoned rounds in a row before giving up
+EXACT = 1e-9  # 0.56 of 25 is 14, in whatever floating point says
 ABANDONED = "clock/abandoned"  # in Hub.memory: how many there have been
 
 
@@ -112,7 +114,7 @@ class Drive:
         self, hub: Hub, accepted: Sequence[Reply], jobs: Sequence[Job], now: Round
     ) -> tuple[Hub, dict[str, list[dict[str, Any]]]]:
         """The server step, or the same state when nothing usable came back, or too little."""
-        if not accepted or len(accepted) < self.quorum * len(jobs):
+        if not accepted or len(accepted) < math.ceil(self.quorum * len(jobs) - EXACT):
             abandoned = hub.memory.get(ABANDONED, torch.zeros(())) + 1  # in the state: a resume must count on
             if int(abandoned) >= PATIENCE:
                 raise QuorumError(

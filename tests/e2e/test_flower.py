@@ -44,7 +44,7 @@ def test_from_three_folders_to_adapters(tmp_path: Path) -> None:
         trust = ssl.create_default_context(cafile=str(network.project / "server" / "ca.crt"))
         with httpx.Client(base_url=f"https://127.0.0.1:{network.port}", verify=trust) as anybody:
             assert anybody.post("/v1/control/list-runs").status_code == 404, "the door lets strangers control the network"
-            unsigned = anybody.post("/v1/fleet/pull-messages", headers={"content-type": "application/x-protobuf"})
+            unsigned = anybody.post("/v1/fleet/pull-messages", headers={"content-type": "application/protobuf"})
             assert unsigned.status_code in (401, 403), unsigned
     assert not network.processes(), "a process of the network is still there"
     here = simulated(tmp_path, {**tables, "tasks": own_rows(tmp_path, *CLIENTS)})

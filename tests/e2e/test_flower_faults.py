@@ -101,6 +101,10 @@ def kill(network: Rehearsal, *, place: Path | None = None, word: str = "") -> in
     chosen = [pid for pid, line in found.items() if word in line]
     for pid in chosen:
         os.kill(pid, signal.SIGKILL)
+    end = time.monotonic() + PATIENCE
+    while any(pid in network.processes() for pid in chosen):
+        assert time.monotonic() < end
+        time.sleep(0.05)
     return len(chosen)
 
 

@@ -14,6 +14,7 @@ from door import fedquilt
 
 from fedquilt.cli.federation import with_data
 from fedquilt.deploy.flower import front
+from fedquilt.deploy.project import REGISTERED
 from fedquilt.deploy.settings import ClientSettings, ServerSettings, read
 from fedquilt.errors import ConfigError
 from fedquilt.runs.config import load_config
@@ -34,7 +35,7 @@ def test_a_folder_for_every_machine(tmp_path: Path) -> None:
         own = folder / f"client-{number}"
         assert read(own / "client.toml", ClientSettings).client == number
         assert read(own / "client.toml", ClientSettings).server == "server.example.org:8000"
-        assert load_config(own / "data.toml").tasks[0].name == "reviews"
+        assert load_config(own / "data.toml") == load_config(own / "run.toml"), "data is for its owner to say"
         assert load_config(own / "run.toml") == load_config(folder / "server" / "run.toml")
         assert (folder / "server" / "clients" / f"client-{number}.pub").read_bytes() == (own / "node.pub").read_bytes()
         assert stat.S_IMODE((own / "node").stat().st_mode) == 0o600
@@ -45,7 +46,9 @@ def test_a_folder_for_every_machine(tmp_path: Path) -> None:
 def test_one_more_client(tmp_path: Path) -> None:
     """The next number, even where one before it has left; a key that is nobody else's."""
     folder = made(tmp_path)
-    (folder / "server" / "clients" / "client-0.pub").unlink()
+    (folder / "server" / "home").mkdir()
+    (folder / "server" / "home" / REGISTERED).write_text('{"client-0": {}, "client-1": {}}')
+    (folder / "server" / "clients" / "client-1.pub").unlink()
     words = ("deploy", "add", folder / "new", "--server", folder / "server", "--host", "h")
     assert "client 2" in fedquilt(*words).out
     assert read(folder / "new" / "client.toml", ClientSettings) == ClientSettings(server="h:8000", client=2, config="data.toml")
@@ -60,11 +63,13 @@ def test_one_more_client(tmp_path: Path) -> None:
 COMPLAINTS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "no server's folder": (("server", "{tmp}"), 2, "there is no server.toml"),
     "no client's folder": (("client", "{tmp}"), 2, "there is no client.toml"),
-    "no data": (("client", "{fed}/client-0"), 3, "there is no such file"),
+    "no data": (("client", "{fed}/client-0"), 2, "this machine has no data"),
+    "no such data": (("client", "{fed}/client-0", "--data", "a=nowhere.csv"), 3, "there is no such file"),
     "no server": (("submit", "{fed}/server/run.toml", "--server", "{fed}/server"), 5, "the server is not there"),
     "no server to ask": (("status", "--server", "{fed}/server"), 5, "the server is not there"),
     "nothing to run": (("submit", "--server", "{fed}/server"), 2, "either CONFIG or --resume RUN"),
     "two things": (("submit", "a.toml", "--resume", "r", "--server", "{fed}/server"), 2, "either CONFIG or --resume RUN"),
+    "no rehearsal": (("deploy", "rehearse", "{fed}/client-0/run.toml"), 2, "on their own machines"),
     "data without a name": (("client", "{fed}/client-0", "--data", "x.csv"), 2, "not of the form NAME=FILE"),
 }
 

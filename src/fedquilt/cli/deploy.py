@@ -57,9 +57,11 @@ def rehearse(
     The result is that of fedquilt run. Clients keep their state beside the run directory, in DIR-clients; the same command
     continues a rehearsal that was interrupted."""
     need_flower()
+    from fedquilt.data.partition import refuse_own
     from fedquilt.deploy.flower.rehearsal import Rehearsal
 
     resolved = read_config(config, override, seed)
+    refuse_own(resolved.partition)
     folder = (directory or Path("runs") / f"{resolved.name}-rehearsal").resolve()
     with tempfile.TemporaryDirectory(prefix="fq-") as temporary:  # a socket's path is short
         place, state = Path(temporary), folder.with_name(f"{folder.name}-clients")

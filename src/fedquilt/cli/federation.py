@@ -43,10 +43,11 @@ def client(
         list[str] | None, typer.Option("--data", metavar="NAME=FILE", help="A task of this machine and its rows; may be repeated.")
     ] = None,
 ) -> None:
-    """Take part with this machine's data. Ends with Ctrl-C; started again, it goes on with what it was asked."""
+    """Take part with this machine's data. Ends with Ctrl-C; started again, it takes part from the next round on."""
     need_flower()
     from fedquilt.deploy.flower.parties import join
     from fedquilt.deploy.settings import ClientSettings, read
+    from fedquilt.errors import ConfigError
     from fedquilt.runs.build import load_tasks
     from fedquilt.runs.config import load_config
 
@@ -57,6 +58,8 @@ def client(
     if data:
         config, path = with_data(config, data), folder / "given.toml"
         path.write_text(config.to_toml(), encoding="utf-8")
+    if not config.tasks:
+        raise ConfigError("this machine has no data", where=str(path), fix="add [[tasks]] there, or --data NAME=FILE")
     for name, task in load_tasks(config).items():  # what is wrong with it is said now, not in the first round
         show.say(f"{name}: {len(task.train):,} rows to train on, {len(task.evaluation):,} to evaluate on")
     show.say(f"client {settings.client} of {settings.server}")
@@ -134,7 +137,8 @@ def with_data(config: RunConfig, data: list[str]) -> RunConfig:
             raise ConfigError(
                 f"'{text}' is not of the form NAME=FILE", where="--data", fix="for example --data reviews=reviews.csv"
             )
-        raw["tasks"] = [*raw.get("tasks", []), {"name": name, "source": f"file:{Path(path).resolve()}"}]
+        others = [task for task in raw.get("tasks", []) if task["name"] != name]
+        raw["tasks"] = [*others, {"name": name, "source": f"file:{Path(path).resolve()}"}]
     return parse(raw, Path.cwd())
 
 

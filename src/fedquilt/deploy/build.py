@@ -46,6 +46,15 @@ def host(built: Built, client: int, folder: Path) -> Host:
     return Host(client, engine, evaluator, built.adapter.init, pins(built), config.seed, config.rounds, folder, keep)
 
 
+def fits(built: Built, client: int, slots: int) -> None:
+    """Raise if a client cannot have so many slots under the run's method."""
+    method, places = built.method, built.config.partition.slots_per_task
+    method.assign.check_clients([client] * slots, places)
+    most = 1 if method.slots == "client" else max(1, method.assign.rows - 1) * places
+    if slots > most:
+        raise CompositionError(f"{slots} slots of client {client}, at most {most} are possible", where="method.tasks")
+
+
 def run_id(directory: Path) -> str:
     """What was drawn for the run in this directory, or is now."""
     path = directory / "run-id"
@@ -68,7 +77,7 @@ def remote(built: Built, transport: Transport, run: str, deadline: float = 3600.
         )
     config, client = built.config, built.program.client
     whose = (config.seed, config.rounds, None if config.own else built.view.roster, pins(built), run)
-    engine = Remote(transport, built.adapter.spec, client, *whose, built.fingerprint, deadline)
+    engine = Remote(transport, built.adapter.spec, client, *whose, built.fingerprint, deadline, fits=partial(fits, built))
     if config.own:
         built.view, built.asked = Elsewhere({}, {}, engine=engine), partial(evaluation, engine)
     return engine

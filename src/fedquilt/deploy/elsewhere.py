@@ -20,7 +20,8 @@ class Elsewhere(View):
 
     def data(self, slot: Slot, number: int) -> SlotData:
         """Examples without content."""
-        return SlotData(((name(slot), np.arange(self.engine.samples(slot))),))
+        index = np.broadcast_to(np.int64(0), (self.engine.samples(slot),))  # no memory, however many they say
+        return SlotData(((name(slot), index),))
 
     def truth(self, number: int) -> dict[Slot, tuple[str, ...]]:
         """Of the slots that are there."""

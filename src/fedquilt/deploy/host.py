@@ -182,6 +182,8 @@ class Host:
         if len(train.asks) != len(blocks) or len({ask.slot for ask in train.asks}) != len(train.asks):
             raise StateError("a train message with other blocks than slots", where="message")
         generations = Generations(self.folder / train.run, self.keep)
+        if not self._same(generations.folder):
+            return parcel(Refused(why="other data than before"))
         before = generations.before(train.round)
         now, kept, jobs, undone = Round(train.round, self.seed), InMemory(), [], []
         for slot, state in before.items():
@@ -200,6 +202,14 @@ class Host:
         replies = self._trained(jobs, kept)
         generations.write(train.round, kept)
         return self._reply(train, replies, undone)
+
+    def _same(self, folder: Path) -> bool:
+        """Whether the run's slots are of the same tasks as when it began: what is kept of a slot is of its task."""
+        slots = sorted((slot.number, *data.tasks) for slot, data in self.engine.view.slots.items())
+        digest, path = hashlib.sha256(repr(slots).encode()).hexdigest(), folder / "data.sha256"
+        if not path.exists():
+            write_atomic(path, digest.encode())
+        return path.read_text(encoding="ascii") == digest
 
     def _judge(self, judge: Judge, blocks: tuple[bytes, ...]) -> Parcel:
         """How good these adapters are on this client's own evaluation rows; leaves that stay here are its own."""

@@ -19,11 +19,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fedquilt.data.kinds import Metric
 from fedquilt.errors import StateError
 
-HEAD = 1 << 20  # bytes of the largest head
+HEAD = 1 << 18  # bytes of the largest head
 VERSION = 1
 SLOTS = 1000  # of one client, at most
 MOST_EFFORT = 1000.0
 MOST = 1e9  # of a loss or a metric
+MOST_SAMPLES = 10**9
+MOST_FINGERPRINT = 10**7  # numbers
+PARTS = 100  # tasks in one slot
+UNREADABLE = (StateError, ValueError, ArithmeticError, MemoryError, RecursionError)  # what reading a stranger's bytes may raise
 RUN = r"^[0-9a-f]{32}$"
 
 
@@ -81,9 +85,9 @@ class Hello(Strict):
 class Present(Strict):
     """The answer: who is there. ``slots``: (round from which on, number of slots); ``samples``: training examples of each."""
 
-    client: int = Field(ge=0)
-    slots: list[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=0, le=SLOTS)]]]
-    samples: list[Annotated[int, Field(ge=0)]] = Field(max_length=SLOTS)
+    client: int = Field(ge=0, lt=1 << 31)
+    slots: list[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=0, le=SLOTS)]]] = Field(max_length=SLOTS)
+    samples: list[Annotated[int, Field(ge=0, le=MOST_SAMPLES)]] = Field(max_length=SLOTS)
 
 
 class Ask(Strict):
@@ -117,7 +121,7 @@ class Done(Strict):
     slot: int = Field(ge=0)
     weight: float
     loss: Annotated[float, Field(ge=-MOST, le=MOST)] | None
-    fingerprint: int = Field(ge=0)
+    fingerprint: int = Field(ge=0, le=MOST_FINGERPRINT)
 
 
 class Undone(Strict):
@@ -132,8 +136,8 @@ class Trained(Strict):
 
     run: str = Field(pattern=RUN)
     round: int = Field(ge=1)
-    done: list[Done]
-    undone: list[Undone]
+    done: list[Done] = Field(max_length=SLOTS)
+    undone: list[Undone] = Field(max_length=SLOTS)
 
 
 class Judge(Strict):
@@ -150,9 +154,9 @@ class Score(Strict):
     order that only the client knows."""
 
     slot: int = Field(ge=0)
-    part: int = Field(ge=0, le=SLOTS)
+    part: int = Field(ge=0, lt=PARTS)
     metrics: dict[Metric, Annotated[float, Field(ge=-MOST, le=MOST)] | None] = Field(min_length=1)
-    samples: int = Field(ge=0)
+    samples: int = Field(ge=0, le=MOST_SAMPLES)
 
 
 class Judged(Strict):
@@ -160,14 +164,19 @@ class Judged(Strict):
 
     run: str = Field(pattern=RUN)
     round: int = Field(ge=0)
-    scores: list[Score]
+    scores: list[Score] = Field(max_length=2 * SLOTS)
 
 
 class Refused(Strict):
     """A client that does nothing, and why: a word of a list, for free text could tell of its data. Its own log says more."""
 
     why: Literal[
-        "another configuration", "another base model", "another adapter layout", "an unreadable message", "an error of its own"
+        "another configuration",
+        "another base model",
+        "another adapter layout",
+        "other data than before",
+        "an unreadable message",
+        "an error of its own",
     ]
 
 
@@ -190,7 +199,7 @@ def read(found: Parcel, kind: type[Said]) -> Said:
     try:
         return kind.model_validate_json(json.dumps(found.said))  # as JSON: lists may become tuples, numbers no words
     except ValidationError as error:
-        first = error.errors()[0]
+        first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
         raise StateError(f"a '{found.kind}' message has a wrong '{place}'", where="message", why=str(first["msg"])) from error
 

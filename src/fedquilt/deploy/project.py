@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 from fedquilt.deploy.keys import write_node, write_server
+from fedquilt.deploy.settings import ServerSettings, read
 from fedquilt.errors import StateError
 
-CLIENT_KEY = re.compile(r"client-(\d+)\.pub")
+CLIENT = re.compile(r"client-(\d+)")
+REGISTERED = "registered.json"  # in the server's home: Flower does not tell the names of its nodes
 PYPROJECT = """\
 [build-system]
 requires = ["hatchling"]
@@ -33,6 +36,8 @@ clientapp = "fedquilt_app.client:app"
 [tool.flwr.app.config]
 config = ""
 directory = ""
+state = ""
+registered = ""
 clients = 1
 deadline = 3600.0
 """
@@ -45,9 +50,9 @@ control = 8001       # of this machine alone; a firewall need not know it
 deadline = 3600.0    # seconds that clients have for a round
 """
 
-CLIENT = """\
+CLIENT_SETTINGS = """\
 # Of fedquilt client, in this folder.
-server = "{server}:8000"
+server = "{server}"
 client = {number}
 config = "data.toml"   # the run, and the data of this machine
 state = "state"        # what this client keeps of runs: nobody else may read it
@@ -67,7 +72,7 @@ rank = 1
 
 [method]
 name = "fltac"
-tasks = 5              # how many tasks there are in all
+tasks = 1              # how many different tasks there are in all
 lr = 2e-3
 epochs = 1
 batch = 16
@@ -80,10 +85,10 @@ DATA = """\
 # The data of this machine. Nothing of this file leaves it; names of tasks are for you alone.
 extends = "run.toml"
 
-[[tasks]]
-name = "reviews"
-source = "file:reviews.csv"    # columns text and label; a tenth of the rows is kept for evaluation
-labels = ["bad", "good"]
+# [[tasks]]
+# name = "reviews"
+# source = "file:reviews.csv"    # columns text and label; a tenth of the rows is kept for evaluation
+# labels = ["bad", "good"]
 """
 
 UNIT = """\
@@ -95,6 +100,8 @@ Wants=network-online.target
 [Service]
 User=fedquilt
 WorkingDirectory=/srv/fedquilt/{folder}
+Environment=XDG_CACHE_HOME=/srv/fedquilt/{folder}/cache
+SuccessExitStatus=143
 ExecStart=/srv/fedquilt/venv/bin/fedquilt {what} .
 Restart=on-failure
 RestartSec=10
@@ -149,7 +156,8 @@ def write(folder: Path, hosts: list[str], clients: int) -> None:
     }
     for side in ("server", "client"):
         texts[package / f"{side}.py"] = f"from fedquilt.deploy.flower import {side}\n\napp = {side}.app\n"
-    services = "services:\n" + SERVICE.format(name="server", what="server", folder="server") + '    ports: ["8000:8000"]\n'
+    services = '# All of it on one machine. There the server is called "server": server = "server:8000" in every client.toml.\n'
+    services += "services:\n" + SERVICE.format(name="server", what="server", folder="server") + '    ports: ["8000:8000"]\n'
     for number in range(clients):
         name = f"client-{number}"
         services += SERVICE.format(name=name, what="client", folder=name)
@@ -169,12 +177,16 @@ def add(folder: Path, server: Path, host: str) -> int:
     _new(folder)
     if not (server / "ca.crt").exists():
         raise StateError("this is no server's folder", where=str(server), why="there is no ca.crt", fix="fedquilt deploy init")
-    taken = [int(found[1]) for path in (server / "clients").iterdir() if (found := CLIENT_KEY.fullmatch(path.name))]
-    number = max(taken, default=-1) + 1
+    names = [path.stem for path in (server / "clients").iterdir()]
+    known = server / "home" / REGISTERED
+    names += json.loads(known.read_text(encoding="utf-8")) if known.exists() else []  # of those that have left, too
+    number = max((int(found[1]) for name in names if (found := CLIENT.fullmatch(name))), default=-1) + 1
+    port = read(server / "server.toml", ServerSettings).port
+    address = f"[{host.strip('[]')}]:{port}" if host.count(":") > 1 else f"{host}:{port}"
     write_node(folder, "node")
     (folder / "ca.crt").write_bytes((server / "ca.crt").read_bytes())
     (folder / "run.toml").write_bytes((server / "run.toml").read_bytes())
-    (folder / "client.toml").write_text(CLIENT.format(server=host, number=number), encoding="utf-8")
+    (folder / "client.toml").write_text(CLIENT_SETTINGS.format(server=address, number=number), encoding="utf-8")
     (folder / "data.toml").write_text(DATA, encoding="utf-8")
     (folder / "fedquilt-client.service").write_text(UNIT.format(what="client", folder=folder.name), encoding="utf-8")
     (server / "clients" / f"client-{number}.pub").write_bytes((folder / "node.pub").read_bytes())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -14,6 +15,7 @@ from torch import Tensor
 from fedquilt import tree
 from fedquilt.deploy.parcel import (
     HEAD,
+    UNREADABLE,
     Ask,
     Hello,
     Judge,
@@ -29,7 +31,7 @@ from fedquilt.deploy.parcel import (
     unpack,
 )
 from fedquilt.engine.kept import InMemory, Kept
-from fedquilt.errors import ConfigError, StateError
+from fedquilt.errors import ConfigError, FedquiltError, StateError
 from fedquilt.meter import fingerprint_size
 from fedquilt.method import ClientPlan
 from fedquilt.types import Failure, Hub, Job, Leaf, Reply, Round, Shipment, Slot, Spec, Stack, State
@@ -64,6 +66,8 @@ class Remote:
         fingerprint: numbers in what newcomers send of their data; 0: nothing.
         deadline: seconds that clients have for a round.
         refused: node -> why it does not take part; filled by :meth:`meet`.
+        fits: raises if a client cannot have so many slots.
+        numbers: node -> the client whose key it has; None: what a client says is believed.
     """
 
     transport: Transport
@@ -77,17 +81,19 @@ class Remote:
     fingerprint: int = 0
     deadline: float = 3600.0
     refused: dict[int, str] = field(default_factory=dict)
+    fits: Callable[[int, int], None] = lambda client, slots: None
+    numbers: Callable[[], Mapping[int, int]] | None = None
     kept: Kept = field(default_factory=InMemory)  # nothing: clients keep their own
 
     def __post_init__(self) -> None:
         self.leaves = tuple(sorted(self.spec.leaves, key=lambda leaf: leaf.name))
         self.nodes: dict[int, int] = {}  # client -> node
         self.said: dict[int, Present] = {}
-        self.greeted: dict[int, int] = {}  # ticket of a hello that is not answered yet -> node
+        self.greeted: dict[int, tuple[int, float]] = {}  # ticket of a hello that is not answered yet -> node, until when
         self.out: dict[int, tuple[int, dict[int, Job]]] = {}  # ticket -> round, slot number -> job
 
     def meet(self) -> None:
-        """Ask every node who it is; those that hold something else than this run's are not asked again.
+        """Ask every node who it is; those that hold something else than this run's take no part until they say otherwise.
 
         Raises:
             ConfigError: nobody is left.
@@ -112,10 +118,14 @@ class Remote:
         return said[slot.number] if slot.number < len(said) else 0
 
     def _greet(self) -> None:
-        """Ask nodes that nothing is known of."""
-        known = {*self.nodes.values(), *self.refused, *self.greeted.values()}
+        """Ask the nodes that take no part."""
+        known = {
+            *self.nodes.values(),
+            *(node for node, _ in self.greeted.values()),
+        }  # who was refused may have mended it, or its reason is gone
         hello = parcel(Hello(pins=self.pins)).pack()
-        self.greeted |= {self.transport.send(node, hello): node for node in self.transport.nodes() if node not in known}
+        end = time.monotonic() + self.deadline
+        self.greeted |= {self.transport.send(node, hello): (node, end) for node in self.transport.nodes() if node not in known}
 
     def _heard(self, seconds: float) -> None:
         """Who has answered by now."""
@@ -123,9 +133,10 @@ class Remote:
             return
         answers = self.transport.receive(list(self.greeted), seconds)
         rosters = [self.believed(number) for number in range(1, self.rounds + 1)] if self.believed else None
-        over = self.greeted if seconds else answers  # who has not answered in time never will
-        heard = {self.greeted[ticket]: answers.get(ticket, "no answer") for ticket in list(over)}
-        self.greeted = {ticket: node for ticket, node in self.greeted.items() if node not in heard}
+        now = time.monotonic()
+        over = {ticket for ticket, (_, end) in self.greeted.items() if seconds or now >= end} | set(answers)
+        heard = {self.greeted[ticket][0]: answers.get(ticket, "no answer") for ticket in sorted(over)}
+        self.greeted = {ticket: entry for ticket, entry in self.greeted.items() if ticket not in over}
         found = {node: self._present(node, data, rosters) for node, data in heard.items()}
         present = {node: one for node, one in found.items() if one}
         claims, connected = Counter(one.client for one in present.values()), set(self.transport.nodes())
@@ -136,6 +147,7 @@ class Remote:
                 self.refused[node] = f"client {one.client} is there already"
             else:
                 self.nodes[one.client], self.said[one.client] = node, one
+                self.refused.pop(node, None)
 
     def submit(self, jobs: Sequence[Job], bank: Stack, shipments: Mapping[Slot, Shipment]) -> list[int]:
         """One message per client; returns a ticket for each."""
@@ -164,8 +176,8 @@ class Remote:
             number, jobs = self.out.pop(ticket)
             try:
                 found += self._replies(answers.get(ticket, "nothing came in time"), number, jobs)
-            except StateError as error:
-                found += [Failure(job.slot, "malformed", plain(error.what)) for job in jobs.values()]
+            except UNREADABLE as error:
+                found += [Failure(job.slot, "malformed", plain(_what(error))) for job in jobs.values()]
         return found
 
     def judge(self, hub: Hub) -> list[tuple[Slot, Score]]:
@@ -180,7 +192,7 @@ class Remote:
             asked[self.transport.send(self.nodes[client], parcel(said, blocks).pack())] = client
         answers, found = self.transport.receive(list(asked), self.deadline), []
         for ticket, client in asked.items():
-            with suppress(StateError):
+            with suppress(*UNREADABLE):
                 found += [(Slot(client, score.slot), score) for score in self._judged(answers.get(ticket, ""), hub.step, client)]
         return sorted(found, key=lambda pair: (pair[0], pair[1].part))
 
@@ -214,7 +226,15 @@ class Remote:
                 self.refused[node] = plain(answer) if isinstance(answer, str) else f"it has {read(answer, Refused).why}"
                 return None
             present = read(answer, Present)
-        except StateError as error:
+        except UNREADABLE as error:
+            self.refused[node] = plain(_what(error))
+            return None
+        if self.numbers is not None and self.numbers().get(node) != present.client:
+            self.refused[node] = f"it says that it is client {present.client}, and its key is another's"
+            return None
+        try:
+            self.fits(present.client, max(n for _, n in present.slots) if present.slots else 0)
+        except FedquiltError as error:
             self.refused[node] = plain(error.what)
             return None
         differ = any(_at(present.slots, n) != roster.get(present.client, 0) for n, roster in enumerate(rosters or (), 1))
@@ -281,6 +301,10 @@ def _decoded(blocks: Iterator[bytes], leaves: Sequence[Leaf]) -> dict[str, Tenso
 def _at(changes: Sequence[tuple[int, int]], number: int) -> int:
     """Slots in a round."""
     return next((n for since, n in reversed(changes) if since <= number), 0)
+
+
+def _what(error: BaseException) -> str:
+    return error.what if isinstance(error, StateError) else f"an unreadable message: {type(error).__name__}"
 
 
 def plain(text: str, most: int = 300) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fedquilt import tree
+from fedquilt.data.partition import refuse_own
 from fedquilt.errors import ConfigError
 from fedquilt.judge.client import Judge
 from fedquilt.judge.score import ask, parse
@@ -56,6 +57,7 @@ def open_run(run: Path, *, rows: int, max_new: int) -> Opened:
         ConfigError: the run's tasks are not of the kind ``generation``, or no rows.
     """
     config = load_config(run / "config.toml")
+    refuse_own(config.partition)
     if config.tasks[0].kind != "generation":
         what = f"the run's tasks are of the kind {config.tasks[0].kind}: there are no answers to judge"
         raise ConfigError(what, where=str(run), fix="give a run on generation tasks")

@@ -187,7 +187,7 @@ def build(
     if config.workers > 1:
         from fedquilt.runs.workers import hiring  # a worker builds, too
 
-        hire = hiring(config, parts, max(1, threads // config.workers))
+        hire = hiring(config, parts, max(1, threads // config.workers), client)
         built.engine = ProcessEngine(built.engine, config.workers, hire, say.line)
     return built
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from fedquilt import tree
 from fedquilt.assign.history import recall
 from fedquilt.data.marks import Index
+from fedquilt.data.partition import refuse_own
 from fedquilt.errors import CompositionError, ConfigError, StateError
 from fedquilt.evaluate import matched_rows
 from fedquilt.models.fingerprint import Fingerprint
@@ -94,6 +95,7 @@ def route(run: Path) -> dict[str, Any]:
         CompositionError: its rows are not complete adapters, or whole models.
     """
     built, hub = reopen(run)
+    refuse_own(built.config.partition)
     if not built.bank_is_complete:
         what, why = "a router needs rows that are whole adapters", "some leaves are private to each client"
         raise CompositionError(what, where=str(run), why=why, fix='train with adapter.head = "federated" or "frozen"')

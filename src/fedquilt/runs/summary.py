@@ -22,7 +22,9 @@ def write_summary(built: Built, folder: Path, meter: Meter) -> None:
     """Write summary.json from the journals."""
     rounds, evals, events = (read_jsonl(folder / f"{name}.jsonl") for name in ("rounds", "evals", "events"))
     config = built.config
-    last = evals[-1] if evals else {"mean": None, "tasks": {}, "slots": [], "clustering": None}  # if no client answered
+    last: dict[str, Any] = {"mean": None, "tasks": {}, "slots": [], "clustering": None}
+    if evals and evals[-1]["round"] == config.rounds:  # else no client answered at the end
+        last = evals[-1]
     jobs = sum(len(entry["cohort"]) for entry in rounds) or 1
     tasks = {}
     for name, entry in last["tasks"].items():

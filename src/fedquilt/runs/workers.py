@@ -24,7 +24,7 @@ from fedquilt.runs.build import build
 from fedquilt.runs.config import RunConfig
 
 
-def hiring(config: RunConfig, partition: Partition, threads: int) -> Hire:
+def hiring(config: RunConfig, partition: Partition, threads: int, client: int | None = None) -> Hire:
     """How to start a worker of this run, which uses ``threads`` threads of torch.
 
     Raises:
@@ -48,7 +48,7 @@ def hiring(config: RunConfig, partition: Partition, threads: int) -> Hire:
         pipe = Connection(ours.detach())
         model = config.model.model_copy(update={"device": device(config.model.device, number)})
         with suppress(ConnectionError):  # one that is gone already shows when it is listened to
-            pipe.send((config.model_copy(update={"workers": 1, "threads": threads, "model": model}), partition))
+            pipe.send((config.model_copy(update={"workers": 1, "threads": threads, "model": model}), partition, client))
         return Worker(process, pipe)
 
     return hire
@@ -66,8 +66,8 @@ def device(name: str, number: int) -> str:
 def main() -> None:
     """The worker's program."""
     pipe = Connection(int(sys.argv[1]))
-    config, partition = pipe.recv()
-    serve(pipe, build(config, saved=partition).engine)
+    config, partition, client = pipe.recv()
+    serve(pipe, build(config, saved=partition, client=client).engine)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,17 @@
 It imports neither torch nor a model, for Flower starts a process per message. Its settings are the node's configuration of Flower:
 ``config``, a file of this machine; ``client``, its number; ``state``, a folder; ``sockets``, another one, if the path of the first
 is too long for a socket.
+
+In Flower's own simulation there are no machines: a client is the number of its partition, and ``config`` and ``state``, a folder
+for all, are the run's configuration.
 """
 
 from __future__ import annotations
 
 import hashlib
+import sys
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 from flwr.app import Context, Message
@@ -16,23 +22,50 @@ from flwr.clientapp import ClientApp
 from fedquilt import __version__
 from fedquilt.deploy.flower.codec import unwrapped, wrapped
 from fedquilt.deploy.worker import IDLE, ask, start
+from fedquilt.errors import FedquiltError
 
 app = ClientApp()
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """The answer of this node's worker."""
+    """The answer of this node's worker; what goes wrong here is said here, for the text of an error may tell of this machine."""
+    try:
+        answer = _answer(context, unwrapped(message.content))
+    except (FedquiltError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        from fedquilt.deploy.parcel import Refused, parcel
+
+        answer = parcel(Refused(why="an error of its own")).pack()
+    return Message(wrapped(answer), reply_to=message)
+
+
+def _answer(context: Context, data: bytes) -> bytes:
     node = context.node_config
+    if "partition-id" in node:
+        from fedquilt.deploy.flower.simulated import answer
+
+        config, state = (Path(str(context.run_config[name])) for name in ("config", "state"))
+        return answer(config, int(node["partition-id"]), state, data)
     config, client, folder = Path(str(node["config"])), int(node["client"]), Path(str(node["state"]))
     sockets = Path(str(node["sockets"])) if "sockets" in node else folder / "worker"
     place = sockets / version(config, client)
     idle = float(node.get("idle", IDLE))
-    answer = ask(place, unwrapped(message.content), lambda: start(config, client, folder / "rounds", place, idle))
-    return Message(wrapped(answer), reply_to=message)
+    return ask(place, data, lambda: start(config, client, folder / "rounds", place, idle))
 
 
 def version(config: Path, client: int) -> str:
     """A name for the worker of this configuration: after a change the next message finds another one, and the old one ends idle."""
-    said = f"{__version__} {client} ".encode() + config.read_bytes()
-    return hashlib.sha256(said).hexdigest()[:12]
+    digest = hashlib.sha256(f"{__version__} {client} ".encode())
+    for text in _texts(config):
+        digest.update(text)
+    return digest.hexdigest()[:12]
+
+
+def _texts(config: Path) -> Iterator[bytes]:
+    """A configuration's file, and those that it extends."""
+    text = config.read_bytes()
+    yield text
+    parent = tomllib.loads(text.decode()).get("extends")
+    if parent is not None:
+        yield from _texts(config.parent / str(parent))

@@ -7,7 +7,9 @@ and the port that others reach answers only the requests that a SuperNode makes,
 
 from __future__ import annotations
 
+import asyncio
 import ssl
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -17,7 +19,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-MOST = 1 << 30  # bytes of a request
+MOST = 16 << 20  # bytes of a request; Flower cuts what is larger into objects of 5 MiB
+PATIENCE = 60.0  # seconds for a request to arrive
+CONNECTIONS = 256  # at a time
+GRACE = 5  # seconds for requests that are being answered, when the door closes
 NAMES = (
     *("register-node", "activate-node", "deactivate-node", "unregister-node", "send-node-heartbeat", "pull-messages"),
     *("push-messages", "get-run", "get-fab", "push-object", "pull-object", "confirm-message-received"),
@@ -28,28 +33,52 @@ OWN = {"host", "connection", "content-length", "transfer-encoding", "content-enc
 def door(client: httpx.AsyncClient) -> Starlette:
     """The application. ``client``: reaches the SuperLink."""
 
-    async def pass_on(request: Request) -> Response:
-        body = bytearray()
-        async for part in request.stream():
-            body += part
-            if len(body) > MOST:
+    async def pass_on(path: str, request: Request) -> Response:
+        try:
+            if int(request.headers.get("content-length", 0)) > MOST:
                 return Response("too large", 413)
+            async with asyncio.timeout(PATIENCE):
+                body = await _body(request)
+        except (ValueError, TimeoutError):
+            return Response("no request", 400)
+        if body is None:
+            return Response("too large", 413)
         headers = {name: value for name, value in request.headers.items() if name not in OWN}
         try:
-            answer = await client.post(request.url.path, content=bytes(body), headers=headers)
+            answer = await client.post(path, content=body, headers=headers)
         except httpx.TransportError:
             return Response("the SuperLink does not answer", 502)
         own = {name: value for name, value in answer.headers.items() if name not in OWN}
         return Response(answer.content, answer.status_code, own)
 
-    return Starlette(routes=[Route(f"/v1/fleet/{name}", pass_on, methods=["POST"]) for name in NAMES])
+    paths = [f"/v1/fleet/{name}" for name in NAMES]
+    return Starlette(routes=[Route(path, partial(pass_on, path), methods=["POST"]) for path in paths])
+
+
+async def _body(request: Request) -> bytes | None:
+    """None: too large."""
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > MOST:
+            return None
+    return bytes(body)
 
 
 def configured(folder: Path, listen: str, port: int, inner: int) -> uvicorn.Config:
     """``folder``: with the certificate; ``inner``: the SuperLink's port on this machine."""
     client = httpx.AsyncClient(base_url=f"https://127.0.0.1:{inner}", verify=_trusting(folder), timeout=None, trust_env=False)
-    files = {"ssl_certfile": str(folder / "server.pem"), "ssl_keyfile": str(folder / "server.key")}
-    return uvicorn.Config(door(client), host=listen, port=port, log_level="warning", access_log=False, **files)  # type: ignore[arg-type]
+    return uvicorn.Config(
+        door(client),
+        host=listen,
+        port=port,
+        ssl_certfile=str(folder / "server.pem"),
+        ssl_keyfile=str(folder / "server.key"),
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=GRACE,
+        log_level="warning",
+        access_log=False,
+    )
 
 
 def _trusting(folder: Path) -> ssl.SSLContext:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -15,12 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedquilt.deploy.project import REGISTERED
 from fedquilt.errors import StateError
 from fedquilt.runs.atomic import write_atomic
 
 PATIENCE = 120.0  # seconds for something to come up or to end
 NAME = "fedquilt"  # of the one connection in Flower's own configuration
-REGISTERED = "registered.json"  # Flower does not tell the names of its nodes
 
 
 @dataclass
@@ -67,7 +68,7 @@ class Home:
 
     def nodes(self) -> list[dict[str, Any]]:
         """The SuperNodes that the SuperLink knows, with the names that they were registered by."""
-        names = {number: name for name, number in self._registered().items()}
+        names = {entry["node"]: name for name, entry in self._registered().items()}
         nodes: list[dict[str, Any]] = self.listed("supernode", "list").get("nodes", [])
         return [{"name": names.get(entry["node-id"], ""), **entry} for entry in nodes]
 
@@ -75,23 +76,19 @@ class Home:
         """Let in whoever has the private key to one of these; names of those that were not let in before."""
         known, added = self._registered(), []
         for key in keys:
-            if key.stem in known:
+            digest = hashlib.sha256(key.read_bytes()).hexdigest()
+            if known.get(key.stem, {}).get("key") == digest:
                 continue
-            try:
-                said = json.loads(self.flwr("supernode", "register", str(key), NAME, "--name", key.stem, "--format", "json"))
-                known[key.stem] = str(said["node-id"])
-            except StateError as error:
-                if "already in use" not in error.why:
-                    raise
-                known[key.stem] = ""  # by another way than this
+            said = json.loads(self.flwr("supernode", "register", str(key), NAME, "--name", key.stem, "--format", "json"))
+            known[key.stem] = {"node": str(said["node-id"]), "key": digest}
             added.append(key.stem)
         write_atomic(self.folder / REGISTERED, json.dumps(known).encode())
         return added
 
-    def _registered(self) -> dict[str, str]:
-        """Name -> number of its node."""
+    def _registered(self) -> dict[str, dict[str, str]]:
+        """Name -> number of its node, digest of its key."""
         path = self.folder / REGISTERED
-        found: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        found: dict[str, dict[str, str]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         return found
 
     def runs(self) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ import uvicorn
 
 from fedquilt.deploy.flower import front
 from fedquilt.deploy.flower.network import Home, link, listening, node, submission, wait_for_link
+from fedquilt.deploy.project import REGISTERED
 from fedquilt.deploy.settings import ClientSettings, ServerSettings, read
 from fedquilt.errors import StateError
 from fedquilt.runs.config import RunConfig
@@ -83,9 +84,12 @@ def start_run(folder: Path, config: RunConfig, run: Path, clients: int, deadline
     """Submit a run to the server in ``folder``, new or to be continued; what carries its output, and the file of that."""
     home = home_of(folder)
     home.register(keys(folder))
-    path, log = home.folder / f"{config.name}.toml", home.folder / f"{config.name}.log"
+    place = home.folder / "runs"
+    place.mkdir(exist_ok=True)
+    path, log = place / f"{config.name}.toml", place / f"{config.name}.log"
     path.write_text(config.to_toml(), encoding="utf-8")
     settings = {"config": str(path), "directory": str(run), "clients": clients, "deadline": deadline}
+    settings["registered"] = str(home.folder / REGISTERED)
     with log.open("wb") as output:
         command = submission(folder / "app", settings)
         options: dict[str, Any] = {"env": home.env, "stdin": subprocess.DEVNULL, "start_new_session": True}
@@ -95,17 +99,22 @@ def start_run(folder: Path, config: RunConfig, run: Path, clients: int, deadline
 @contextmanager
 def _running(home: Home, *command: str) -> Iterator[subprocess.Popen[bytes]]:
     """A program that ends with this process, however that ends, and everything that it started."""
-    before = signal.signal(signal.SIGTERM, _terminate)
+    home.end()  # what one before, that was killed, has left
+    before = {number: signal.signal(number, _terminate) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before[signal.SIGINT] = signal.getsignal(signal.SIGINT)
     process = home.start(*command)
     try:
         yield process
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number in before:  # who is impatient now would leave processes behind
+            signal.signal(number, signal.SIG_IGN)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             process.wait(GRACE)
         home.end()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _terminate(*_: int | FrameType | None) -> None:

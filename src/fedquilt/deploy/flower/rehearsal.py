@@ -71,7 +71,9 @@ class Rehearsal:
         return with_environment(MARK, str(self.folder))
 
     def start_server(self) -> None:
-        """``fedquilt server``; comes back when it lets clients in."""
+        """``fedquilt server``; comes back when it lets clients in. One that was killed before is gone by then."""
+        if self.server:
+            self.server.wait(PATIENCE)
         self.server = self._start("server", "server", str(self.project / "server"))
         finish = time.monotonic() + PATIENCE
         while not listening(self.port):
@@ -81,6 +83,8 @@ class Rehearsal:
 
     def start_node(self, number: int, changes: Mapping[str, Path] | None = None) -> None:
         """``fedquilt client``; ``changes``: another file in the place of node or ca.crt."""
+        if number in self.nodes:
+            self.nodes[number].wait(PATIENCE)
         own = self.project / f"client-{number}"
         own.mkdir(exist_ok=True)
         said = {"server": f"127.0.0.1:{self.port}", **self.settings[number]}
@@ -91,6 +95,8 @@ class Rehearsal:
 
     def run(self, **settings: Any) -> subprocess.Popen[bytes]:
         """Submit the app; its output streams until the run has ended."""
+        if self.submitted:
+            self.submitted.wait(PATIENCE)
         home, app = home_of(self.project / "server"), self.project / "server" / "app"
         with (self.folder / "run.log").open("ab") as log:
             options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "start_new_session": True}

@@ -1,11 +1,14 @@
 """The server's app.
 
 Its settings are the run's configuration of Flower: ``config``, a file on the server; ``directory``, of the run, new or to be
-continued; ``clients``, how many are waited for; ``deadline``, seconds for a round.
+continued; ``clients``, how many are waited for; ``deadline``, seconds for a round; ``registered``, a file that says whose key a
+node has: without it a client's number is what it says.
 """
 
 from __future__ import annotations
 
+import json
+from functools import partial
 from pathlib import Path
 
 from flwr.app import Context
@@ -13,6 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedquilt.deploy.build import remote, run_id
 from fedquilt.deploy.flower.grid import GridTransport
+from fedquilt.deploy.project import CLIENT
 from fedquilt.deploy.remote import Remote
 from fedquilt.errors import ConfigError
 from fedquilt.runs.build import Built
@@ -20,6 +24,12 @@ from fedquilt.runs.launch import resume, run
 from fedquilt.runs.store import MANIFEST
 
 app = ServerApp()
+
+
+def registered(path: Path) -> dict[int, int]:
+    """Node -> the client whose key it was registered with; see :meth:`fedquilt.deploy.flower.network.Home.register`."""
+    entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {int(entry["node"]): int(name.removeprefix("client-")) for name, entry in entries.items() if CLIENT.fullmatch(name)}
 
 
 @app.main()
@@ -35,8 +45,13 @@ def main(grid: Grid, context: Context) -> None:
     def engine(built: Built) -> Remote:
         transport.wait(clients)
         made = remote(built, transport, run_id(directory), deadline)
+        if settings.get("registered"):
+            made.numbers = partial(registered, Path(str(settings["registered"])))
         made.meet()
         print(f"{len(made.nodes)} of {clients} clients take part", flush=True)
+        slots, clusters = sum(made.roster(1).values()), built.method.assign.rows - 1
+        if clusters >= slots:
+            print(f"warning: {clusters} clusters for {slots} slots: nothing will be averaged (method.tasks)", flush=True)
         for node, why in sorted(made.refused.items()):
             print(f"node {node} takes no part: {why}", flush=True)  # a ServerApp's output is what the person who submits sees
         return made
