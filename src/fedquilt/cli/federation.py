@@ -63,7 +63,7 @@ def client(
     for name, task in load_tasks(config).items():  # what is wrong with it is said now, not in the first round
         show.say(f"{name}: {len(task.train):,} rows to train on, {len(task.evaluation):,} to evaluate on")
     show.say(f"client {settings.client} of {settings.server}")
-    raise typer.Exit(join(folder, settings, path))
+    join(folder, settings, path, show.say)
 
 
 def submit(

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ from fedquilt.errors import StateError
 from fedquilt.runs.config import RunConfig
 
 GRACE = 10.0  # seconds for a program to end when it is asked to
+PAUSE = 5.0  # seconds until a client tries again to connect
 TERMINATED = 143
 
 
@@ -65,13 +67,17 @@ def serve(folder: Path, settings: ServerSettings, say: Callable[[str], None]) ->
             raise StateError("the SuperLink ended", where=str(folder), why=f"with {process.returncode}", fix="it said why above")
 
 
-def join(folder: Path, settings: ClientSettings, config: Path) -> int:
-    """A SuperNode, until it is told to end; its exit code. ``config``: with this machine's data."""
+def join(folder: Path, settings: ClientSettings, config: Path, say: Callable[[str], None]) -> None:
+    """A SuperNode, until this process is told to end. One that ends by itself is started again: the server may not be there yet, or
+    may take the one before, which was killed, for connected still. ``config``: with this machine's data."""
     state = folder / settings.state
     said = {"client": settings.client, "config": str(config), "state": str(state), "idle": settings.idle}
     said |= {"sockets": str(folder / settings.sockets)} if settings.sockets else {}
-    with _running(home_of(folder), *node(folder / "ca.crt", folder / "node", settings.server, said)) as process:
-        return process.wait()
+    while True:
+        with _running(home_of(folder), *node(folder / "ca.crt", folder / "node", settings.server, said)) as process:
+            code = process.wait()
+        say(f"not connected any more ({code}); again in {PAUSE:.0f} s")
+        time.sleep(PAUSE)
 
 
 def need_server(folder: Path) -> None:
