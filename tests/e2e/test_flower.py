@@ -35,6 +35,8 @@ def test_from_three_folders_to_adapters(tmp_path: Path) -> None:
         submitted = start("submit", config, *place, "--dir", run, "--json", env=env)
         out, err = submitted.communicate(timeout=PATIENCE)
         assert submitted.returncode == 0, err + network.said("server")
+        assert "2 of 2 clients take part" in err
+        assert "warning: 3 clusters for" not in err
         assert "round 2/2" in err
         assert json.loads(out)["summary"]["mean"] is not None
         found, err = start("status", *place, "--json", env=env).communicate(timeout=PATIENCE)

@@ -71,6 +71,6 @@ def rehearse(
         show.say(f"starting a server and {len(nodes)} clients ...")
         with Rehearsal(place, nodes) as network:
             submitted = network.run(config=str(place / "config.toml"), directory=str(folder), clients=len(nodes))
-            watch(submitted, folder / "rounds.jsonl", resolved.rounds)
+            watch(submitted, folder / "rounds.jsonl", resolved.rounds, place / "run.log")
             said = network.said("run")[-2000:]
     finish(folder, as_json, said)

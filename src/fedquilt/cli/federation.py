@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from subprocess import Popen
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="As fedquilt deploy init wrote it. Default: this one.")]
 Server = Annotated[Path, typer.Option("--server", metavar="FOLDER", help="The server's. Default: this one.")]
 LOOK = 0.5  # seconds between two looks at how far a run is
+OURS = re.compile(r"\d+ of \d+ clients take part|node \d+ takes no part|warning: ")  # of what Flower and the server's app say
 
 
 def server(folder: Folder = Path()) -> None:
@@ -99,7 +101,7 @@ def submit(
     show.say(f"waiting for {expected} clients ...")
     submitted, log = start_run(folder, resolved, run, expected, deadline or settings.deadline)
     try:
-        watch(submitted, run / "rounds.jsonl", resolved.rounds)
+        watch(submitted, run / "rounds.jsonl", resolved.rounds, log)
     except KeyboardInterrupt:
         submitted.kill()
         show.say(f"the run goes on without being watched: {run}")
@@ -142,21 +144,29 @@ def with_data(config: RunConfig, data: list[str]) -> RunConfig:
     return parse(raw, Path.cwd())
 
 
-def watch(submitted: Popen[bytes], journal: Path, rounds: int) -> int:
-    """Say every round that is done, until the run has ended; its exit code."""
-    said = 0
+def watch(submitted: Popen[bytes], journal: Path, rounds: int, log: Path) -> int:
+    """Say who takes part and every round that is done, until the run has ended; its exit code."""
+    told, done = 0, 0
     while True:
         code = submitted.poll()
-        text = journal.read_text(encoding="utf-8") if journal.exists() else ""
-        lines = text[: text.rfind("\n") + 1].splitlines()  # the last one may be half there
-        for line in lines[said:]:
+        lines = _lines(log)
+        for line in filter(OURS.match, lines[told:]):
+            show.say(line)
+        told, lines = len(lines), _lines(journal)
+        for line in lines[done:]:
             entry = json.loads(line)
             loss = "" if entry["loss"] is None else f"  loss {entry['loss']:.4f}"
             show.say(f"round {entry['round']}/{rounds}  {entry['accepted']} of {entry['jobs']} slots{loss}")
-        said = len(lines)
+        done = len(lines)
         if code is not None:
             return code
         time.sleep(LOOK)
+
+
+def _lines(path: Path) -> list[str]:
+    """Whole lines: the last one may be half there."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    return text[: text.rfind("\n") + 1].splitlines()
 
 
 def finish(run: Path, as_json: bool, said: str = "") -> None:
