@@ -12,7 +12,7 @@ from pathlib import Path
 from door import differences, result
 from tiny import tiny_config
 
-from fedquilt.deploy.flower.network import Home, submission, with_environment
+from fedquilt.deploy.flower.network import Home, free_port, submission, with_environment
 from fedquilt.deploy.project import write
 from fedquilt.runs.launch import run
 
@@ -30,7 +30,9 @@ def test_flowers_own_simulation(tmp_path: Path) -> None:
     said = {"config": str(config), "directory": str(tmp_path / "run"), "state": str(tmp_path / "state"), "clients": 2}
     command = submission(tmp_path / "federation" / "server" / "app", said)
     size = ["--federation-config", "num-supernodes=2 client-resources-num-cpus=1 init-args-num-cpus=2"]
-    env = {**home.env, "RAY_USAGE_STATS_ENABLED": "0"}
+    # Ports of its own: else it would run on the local SuperLink of whoever has one, and end that.
+    ports = {f"FLWR_LOCAL_{name}_PORT": str(free_port()) for name in ("SUPERLINK_HTTP_API", "CONTROL_API")}
+    env = {**home.env, **ports, "RAY_USAGE_STATS_ENABLED": "0"}
     try:
         done = subprocess.run([*command, *size], env=env, capture_output=True, text=True, timeout=PATIENCE, check=False)
     finally:

@@ -119,10 +119,8 @@ class Remote:
 
     def _greet(self) -> None:
         """Ask the nodes that take no part."""
-        known = {
-            *self.nodes.values(),
-            *(node for node, _ in self.greeted.values()),
-        }  # who was refused may have mended it, or its reason is gone
+        # Not those who were refused: they may have mended it, or its reason is gone.
+        known = {*self.nodes.values(), *(node for node, _ in self.greeted.values())}
         hello = parcel(Hello(pins=self.pins)).pack()
         end = time.monotonic() + self.deadline
         self.greeted |= {self.transport.send(node, hello): (node, end) for node in self.transport.nodes() if node not in known}
