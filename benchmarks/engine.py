@@ -224,10 +224,11 @@ def lanes(laps: int) -> None:
         "fedquilt, bfloat16, one client at a time": lambda: alone(half.engine),
         "fedquilt, bfloat16": lambda: together(half.engine),
     }
+    ours = {name: "fedquilt, bfloat16" if "bfloat16" in name else "fedquilt" for name in ways}
     for name, way in ways.items():
-        agree("loss", ways["fedquilt, bfloat16" if "bfloat16" in name else "fedquilt"](), way())
+        agree("loss", ways[ours[name]](), way())
     found = laps_of(ways, laps)
-    best = {name: statistics.median(found["fedquilt, bfloat16" if "bfloat16" in name else "fedquilt"]) for name in ways}
+    best = {name: statistics.median(found[ours[name]]) for name in ways}
     rows = [[name, *middle(spent, len(given)), f"{statistics.median(spent) / best[name]:.2f}"] for name, spent in found.items()]
     table(["way", "ms per client", "fastest, slowest", "over fedquilt's in its precision"], rows)
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
-import time
-from contextlib import suppress
 from pathlib import Path
 
 from door import differences, result
@@ -36,13 +32,8 @@ def test_flowers_own_simulation(tmp_path: Path) -> None:
     try:
         done = subprocess.run([*command, *size], env=env, capture_output=True, text=True, timeout=PATIENCE, check=False)
     finally:
-        end = time.monotonic() + PATIENCE
-        while (left := with_environment("FLWR_HOME", env["FLWR_HOME"])) and time.monotonic() < end:
-            for pid in left:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.05)
-    assert not left, "a process of the simulation is still there"
+        home.end()
+    assert not with_environment("FLWR_HOME", env["FLWR_HOME"]), "a process of the simulation is still there"
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "run" / "summary.json").exists(), done.stdout[-5000:]
     here = run(chosen, directory=tmp_path / "here")

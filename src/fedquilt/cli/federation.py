@@ -84,15 +84,13 @@ def submit(
     """Start a run with the clients that are there, on the server's machine, and watch it."""
     need_flower()
     from fedquilt.deploy.flower.parties import keys, need_server, start_run
-    from fedquilt.deploy.settings import ServerSettings, read
     from fedquilt.errors import ConfigError
 
     if (config is None) == (resume is None):
         raise ConfigError("either CONFIG or --resume RUN", where="fedquilt submit", fix="name one of them")
     folder = folder.resolve()
-    settings = read(folder / "server.toml", ServerSettings)
     resolved = read_config(config or Path(str(resume)) / "config.toml", override, seed)
-    need_server(folder)
+    settings = need_server(folder)
     run = (resume or directory or Path("runs") / resolved.name).resolve()
     if resume is None and (run / "hub.json").exists():
         fix = f"continue it (fedquilt submit --resume {run}), or choose another --dir"

@@ -163,11 +163,8 @@ class Host:
             return parcel(Refused(why=other))
         counts = [(number, self.engine.roster(number).get(self.client, 0)) for number in range(1, self.rounds + 1)]
         changes = [entry for i, entry in enumerate(counts) if not i or entry[1] != counts[i - 1][1]]
-        samples = [self._samples(slot, self.rounds) for slot in sorted(self.engine.view.slots)]
+        samples = [self.engine.view.data(slot, self.rounds).samples for slot in sorted(self.engine.view.slots)]
         return parcel(Present(client=self.client, slots=changes, samples=samples))
-
-    def _samples(self, slot: Slot, number: int) -> int:
-        return self.engine.view.data(slot, number).samples
 
     def _other(self, pins: Pins) -> Literal["another configuration", "another base model", "another adapter layout"] | None:
         if pins.config != self.pins.config:

@@ -177,9 +177,7 @@ def add(folder: Path, server: Path, host: str) -> int:
     _new(folder)
     if not (server / "ca.crt").exists():
         raise StateError("this is no server's folder", where=str(server), why="there is no ca.crt", fix="fedquilt deploy init")
-    names = [path.stem for path in (server / "clients").iterdir()]
-    known = server / "home" / REGISTERED
-    names += json.loads(known.read_text(encoding="utf-8")) if known.exists() else []  # of those that have left, too
+    names = [path.stem for path in (server / "clients").iterdir()] + [*registered(server / "home" / REGISTERED)]  # left ones, too
     number = max((int(found[1]) for name in names if (found := CLIENT.fullmatch(name))), default=-1) + 1
     port = read(server / "server.toml", ServerSettings).port
     address = f"[{host.strip('[]')}]:{port}" if host.count(":") > 1 else f"{host}:{port}"
@@ -191,6 +189,12 @@ def add(folder: Path, server: Path, host: str) -> int:
     (folder / "fedquilt-client.service").write_text(UNIT.format(what="client", folder=folder.name), encoding="utf-8")
     (server / "clients" / f"client-{number}.pub").write_bytes((folder / "node.pub").read_bytes())
     return number
+
+
+def registered(path: Path) -> dict[str, dict[str, str]]:
+    """A server's :data:`REGISTERED`: name of a key -> its digest (``key``) and the number of its node (``node``)."""
+    found: dict[str, dict[str, str]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
 
 
 def _new(folder: Path) -> None:

@@ -67,7 +67,8 @@ async def _body(request: Request) -> bytes | None:
 
 def configured(folder: Path, listen: str, port: int, inner: int) -> uvicorn.Config:
     """``folder``: with the certificate; ``inner``: the SuperLink's port on this machine."""
-    client = httpx.AsyncClient(base_url=f"https://127.0.0.1:{inner}", verify=_trusting(folder), timeout=None, trust_env=False)
+    trust = ssl.create_default_context(cafile=str(folder / "ca.crt"))
+    client = httpx.AsyncClient(base_url=f"https://127.0.0.1:{inner}", verify=trust, timeout=None, trust_env=False)
     return uvicorn.Config(
         door(client),
         host=listen,
@@ -79,7 +80,3 @@ def configured(folder: Path, listen: str, port: int, inner: int) -> uvicorn.Conf
         log_level="warning",
         access_log=False,
     )
-
-
-def _trusting(folder: Path) -> ssl.SSLContext:
-    return ssl.create_default_context(cafile=str(folder / "ca.crt"))

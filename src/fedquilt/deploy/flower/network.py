@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedquilt.deploy.project import REGISTERED
+from fedquilt.deploy.project import REGISTERED, registered
 from fedquilt.errors import StateError
 from fedquilt.runs.atomic import write_atomic
 
@@ -68,13 +68,13 @@ class Home:
 
     def nodes(self) -> list[dict[str, Any]]:
         """The SuperNodes that the SuperLink knows, with the names that they were registered by."""
-        names = {entry["node"]: name for name, entry in self._registered().items()}
+        names = {entry["node"]: name for name, entry in registered(self.folder / REGISTERED).items()}
         nodes: list[dict[str, Any]] = self.listed("supernode", "list").get("nodes", [])
         return [{"name": names.get(entry["node-id"], ""), **entry} for entry in nodes]
 
     def register(self, keys: Sequence[Path]) -> list[str]:
         """Let in whoever has the private key to one of these; names of those that were not let in before."""
-        known, added = self._registered(), []
+        known, added = registered(self.folder / REGISTERED), []
         for key in keys:
             digest = hashlib.sha256(key.read_bytes()).hexdigest()
             if known.get(key.stem, {}).get("key") == digest:
@@ -85,12 +85,6 @@ class Home:
         write_atomic(self.folder / REGISTERED, json.dumps(known).encode())
         return added
 
-    def _registered(self) -> dict[str, dict[str, str]]:
-        """Name -> number of its node, digest of its key."""
-        path = self.folder / REGISTERED
-        found: dict[str, dict[str, str]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        return found
-
     def runs(self) -> list[dict[str, Any]]:
         """The runs that the SuperLink knows."""
         runs: list[dict[str, Any]] = self.listed("list").get("runs", [])
@@ -98,12 +92,7 @@ class Home:
 
     def end(self) -> None:
         """End all processes of this home: Flower's children outlive their parents, and so do workers."""
-        finish = time.monotonic() + PATIENCE
-        while (left := with_environment("FLWR_HOME", self.env["FLWR_HOME"]).keys() - {os.getpid()}) and time.monotonic() < finish:
-            for pid in left:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.05)
+        end("FLWR_HOME", self.env["FLWR_HOME"])
 
 
 def with_environment(name: str, value: str) -> dict[int, str]:
@@ -118,6 +107,16 @@ def with_environment(name: str, value: str) -> dict[int, str]:
     return found
 
 
+def end(name: str, value: str) -> None:
+    """End all processes whose environment says so, but this one."""
+    finish = time.monotonic() + PATIENCE
+    while (left := with_environment(name, value).keys() - {os.getpid()}) and time.monotonic() < finish:
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+
+
 def link(own: Path, database: Path, port: int) -> list[str]:
     """The SuperLink's command: with node authentication, on this machine alone. ``own``: folder of the certificates."""
     files = [f"--ssl-ca-certfile={own / 'ca.crt'}", f"--ssl-certfile={own / 'server.pem'}", f"--ssl-keyfile={own / 'server.key'}"]
@@ -127,7 +126,6 @@ def link(own: Path, database: Path, port: int) -> list[str]:
 
 def node(ca: Path, key: Path, server: str, settings: Mapping[str, Any]) -> list[str]:
     """A SuperNode's command. ``settings``: what the client's app reads."""
-    said = " ".join(f"{name}={json.dumps(value)}" for name, value in settings.items())
     keys = [f"--root-certificates={ca}", f"--auth-supernode-private-key={key}"]
     return [
         "flower-supernode",
@@ -135,14 +133,17 @@ def node(ca: Path, key: Path, server: str, settings: Mapping[str, Any]) -> list[
         "--host=127.0.0.1",
         f"--port={free_port()}",
         *keys,
-        f"--node-config={said}",
+        f"--node-config={_words(settings)}",
     ]
 
 
 def submission(app: Path, settings: Mapping[str, Any]) -> list[str]:
     """The command that starts a run and shows what its server's app says."""
-    said = " ".join(f"{name}={json.dumps(value)}" for name, value in settings.items())
-    return ["flwr", "run", str(app), NAME, "--stream", "-c", said]
+    return ["flwr", "run", str(app), NAME, "--stream", "-c", _words(settings)]
+
+
+def _words(settings: Mapping[str, Any]) -> str:
+    return " ".join(f"{name}={json.dumps(value)}" for name, value in settings.items())
 
 
 def free_port() -> int:

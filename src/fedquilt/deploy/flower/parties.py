@@ -80,10 +80,12 @@ def join(folder: Path, settings: ClientSettings, config: Path, say: Callable[[st
         time.sleep(PAUSE)
 
 
-def need_server(folder: Path) -> None:
-    """Raise if the server in this folder is not running."""
-    if not listening(read(folder / "server.toml", ServerSettings).control):
+def need_server(folder: Path) -> ServerSettings:
+    """The settings of the server in this folder; raise if it is not running."""
+    settings = read(folder / "server.toml", ServerSettings)
+    if not listening(settings.control):
         raise StateError("the server is not there", where=str(folder), fix=f"fedquilt server {folder}")
+    return settings
 
 
 def start_run(folder: Path, config: RunConfig, run: Path, clients: int, deadline: float) -> tuple[subprocess.Popen[bytes], Path]:

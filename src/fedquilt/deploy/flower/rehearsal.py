@@ -7,18 +7,16 @@ are found by their environment.
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from fedquilt.deploy.flower.network import PATIENCE, free_port, listening, submission, with_environment
+from fedquilt.deploy.flower.network import PATIENCE, end, free_port, listening, submission, with_environment
 from fedquilt.deploy.flower.parties import home_of
 from fedquilt.deploy.project import write
 from fedquilt.errors import StateError
@@ -56,12 +54,7 @@ class Rehearsal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        finish = time.monotonic() + PATIENCE
-        while (left := self.processes()) and time.monotonic() < finish:
-            for pid in left:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.05)
+        end(MARK, str(self.folder))
         for process in [*self.nodes.values(), self.server, self.submitted]:
             if process:
                 process.wait()

@@ -7,7 +7,6 @@ node has: without it a client's number is what it says.
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedquilt.deploy.build import remote, run_id
 from fedquilt.deploy.flower.grid import GridTransport
-from fedquilt.deploy.project import CLIENT
+from fedquilt.deploy.project import CLIENT, registered
 from fedquilt.deploy.remote import Remote
 from fedquilt.errors import ConfigError
 from fedquilt.runs.build import Built
@@ -26,10 +25,9 @@ from fedquilt.runs.store import MANIFEST
 app = ServerApp()
 
 
-def registered(path: Path) -> dict[int, int]:
-    """Node -> the client whose key it was registered with; see :meth:`fedquilt.deploy.flower.network.Home.register`."""
-    entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return {int(entry["node"]): int(name.removeprefix("client-")) for name, entry in entries.items() if CLIENT.fullmatch(name)}
+def numbers(path: Path) -> dict[int, int]:
+    """Node -> the client whose key it was registered with."""
+    return {int(entry["node"]): int(found[1]) for name, entry in registered(path).items() if (found := CLIENT.fullmatch(name))}
 
 
 @app.main()
@@ -46,7 +44,7 @@ def main(grid: Grid, context: Context) -> None:
         transport.wait(clients)
         made = remote(built, transport, run_id(directory), deadline)
         if settings.get("registered"):
-            made.numbers = partial(registered, Path(str(settings["registered"])))
+            made.numbers = partial(numbers, Path(str(settings["registered"])))
         made.meet()
         print(f"{len(made.nodes)} of {clients} clients take part", flush=True)
         slots, clusters = sum(made.roster(1).values()), built.method.assign.rows - 1
