@@ -18,7 +18,8 @@ from contextlib import contextmanager
 import numpy as np
 
 from fedquilt.privacy import fixed
-from fedquilt.privacy.secagg import Client, Server, least
+from fedquilt.privacy.secagg import Client, Server
+from fedquilt.privacy.sums import least
 
 BITS = 32
 

@@ -3,13 +3,52 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from door import journal
-from tiny import SIZES, WORDS, tiny_config
+from tiny import SIZES, WORDS, tiny_config, write_tasks
 
+from fedquilt.deploy.build import host, remote
+from fedquilt.deploy.host import Host
+from fedquilt.deploy.loopback import Loopback, Node
+from fedquilt.deploy.remote import Remote
+from fedquilt.runs.build import Built, build
+from fedquilt.runs.config import parse
 from fedquilt.runs.launch import run
+
+CLIENTS = range(4)
+RUN = "0" * 32
+
+
+@dataclass
+class Federation:
+    """Every client with a configuration of its own; ``away``: nodes that are not connected."""
+
+    folder: Path
+    tables: dict[str, Any]
+    away: set[int] = field(default_factory=set)
+    hosts: dict[int, Host] = field(default_factory=dict)
+    answers: dict[int, Node] = field(default_factory=dict)
+    remote: Remote | None = None
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(exist_ok=True)
+        write_tasks(self.folder)
+        for client in CLIENTS:
+            config = parse({**self.tables, "tasks": own_rows(self.folder, client)}, self.folder)
+            self.hosts[10 + client] = host(build(config, client=client), client, self.folder / "clients" / str(client))
+        self.answers = {node: one.answer for node, one in self.hosts.items()}
+
+    def engine(self, built: Built) -> Remote:
+        there = {node: answer for node, answer in self.answers.items() if node not in self.away}
+        self.remote = remote(built, Loopback(there), RUN)
+        self.remote.meet()
+        return self.remote
+
+    def run(self) -> Path:
+        return run(parse(self.tables, self.folder), directory=self.folder / "run", engine=self.engine)
 
 
 def shared(method: str, /, **overrides: Any) -> dict[str, Any]:
@@ -46,6 +85,7 @@ def own_rows(folder: Path, *clients: int) -> list[dict[str, Any]]:
 
 def simulated(folder: Path, tables: dict[str, Any]) -> Path:
     """The same clients in one process: what a simulation says of them."""
+    folder.mkdir(exist_ok=True)
     overrides = {key: value for key, value in tables.items() if key not in ("partition", "name")}
     config = tiny_config(folder, tables["method"]["name"], **overrides)
     return run(config, directory=folder / "simulated")

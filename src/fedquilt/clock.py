@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from fedquilt.errors import FedquiltError, QuorumError
 from fedquilt.gate import Gate, Rejection
 from fedquilt.meter import Meter
 from fedquilt.method import Program, collect
-from fedquilt.types import Failure, Hub, Job, Reply, Round, Spec, Updates
+from fedquilt.types import Failure, Hub, Job, Metrics, Reply, Round, Shipment, Slot, Spec, Updates
 
 PATIENCE = 3  # abandoned rounds in a row before giving up
 EXACT = 1e-9  # 0.56 of 25 is 14, in whatever floating point says
@@ -27,6 +27,17 @@ ABANDONED = "clock/abandoned"  # in Hub.memory: how many there have been
 
 
 Books = Mapping[str, Mapping[str, Any]]  # what the meter and the delivery remember, as JSON
+Shipments = Mapping[Slot, Shipment]
+_Step = tuple[Hub, Metrics, dict[str, list[dict[str, Any]]]]  # the state after a step, its figures, and further records
+
+
+class _Came(NamedTuple):
+    """What a round's jobs came to: usable replies, who has none and why, their mean loss, and the step that they make."""
+
+    usable: int
+    rejected: Sequence[Rejection]
+    loss: float | None
+    step: Callable[[Hub], _Step]
 
 
 class Journal(Protocol):
@@ -88,16 +99,12 @@ class Drive:
 
     def _round(self, hub: Hub, now: Round, gate: Gate) -> Hub:
         jobs = self.program.plan(hub, self.engine.roster(now.number), now)
-        shared = self.program.client.share(now)
         self.meter.start_round()
         shipments = self.delivery.send(jobs, now)
         self.meter.down(shipments)
-        replies = self.engine.poll(self.engine.submit(jobs, hub.bank, shipments))
-        self.meter.up([reply for reply in replies if isinstance(reply, Reply)])
-        self.delivery.forget([reply.slot for reply in replies if isinstance(reply, Failure)])
-        accepted, rejected = gate(replies, jobs, shared)
-        after, records = self._step(hub, accepted, jobs, now)
-        summary = self._summary(now, jobs, accepted, rejected, records.pop("step")[0])
+        came = (self._added if self.program.client.summed else self._replied)(hub, jobs, shipments, now, gate)
+        after, records = self._step(hub, came, len(jobs), now)
+        summary = self._summary(now, jobs, came, records.pop("step")[0])
         records["rounds.jsonl"] = [summary]
         evaluation = self.evaluate(after, now.number)
         if evaluation is not None:
@@ -107,31 +114,60 @@ class Drive:
         self.notice(now.number, summary, evaluation)
         return after
 
+    def _replied(self, hub: Hub, jobs: Sequence[Job], shipments: Shipments, now: Round, gate: Gate) -> _Came:
+        """A round of replies, each of which passes the gate."""
+        replies = self.engine.poll(self.engine.submit(jobs, hub.bank, shipments))
+        self.meter.up([reply for reply in replies if isinstance(reply, Reply)])
+        self.delivery.forget([reply.slot for reply in replies if isinstance(reply, Failure)])
+        accepted, rejected = gate(replies, jobs, self.program.client.share(now))
+        ordered = sorted((reply for reply in accepted if "loss" in reply.extra), key=lambda reply: reply.slot)
+        weight = sum(reply.weight for reply in ordered)
+        loss = sum(reply.weight * reply.extra["loss"] for reply in ordered) / weight if weight else None
+
+        def step(before: Hub) -> _Step:
+            updates = collect([(reply.slot, reply.delta, reply.weight) for reply in accepted], jobs, before, self.spec.rank)
+            updates = replace(updates, extra=self._extra(updates, accepted))
+            after, metrics = self.program.step(before, updates, now)
+            return after, metrics, self.observe(now.number, updates, after)
+
+        return _Came(len(accepted), rejected, loss, step)
+
+    def _added(self, hub: Hub, jobs: Sequence[Job], shipments: Shipments, now: Round, gate: Gate) -> _Came:
+        """A round of clients that add up among themselves: there is nothing that a gate could look at."""
+        total = self.engine.total(jobs, hub.bank, shipments)
+        self.meter.beside(total.sent, total.came)
+        self.delivery.forget([failure.slot for failure in total.failures])
+        rejected = [Rejection(failure.slot, failure.code, failure.detail) for failure in total.failures]
+        if total.sums is None:
+            return _Came(0, rejected, None, lambda before: (before, {}, {}))
+        weight = float(total.sums.weights.sum())
+
+        def step(before: Hub) -> _Step:
+            return *self.program.fold(before, total), {}
+
+        return _Came(int(total.sums.counts.sum()), rejected, total.sums.loss / weight if weight else None, step)
+
     def _books(self) -> Books:
         return {"bytes": self.meter.state(), "delivery": self.delivery.state()}
 
-    def _step(
-        self, hub: Hub, accepted: Sequence[Reply], jobs: Sequence[Job], now: Round
-    ) -> tuple[Hub, dict[str, list[dict[str, Any]]]]:
+    def _step(self, hub: Hub, came: _Came, asked: int, now: Round) -> tuple[Hub, dict[str, list[dict[str, Any]]]]:
         """The server step, or the same state when nothing usable came back, or too little."""
-        if not accepted or len(accepted) < math.ceil(self.quorum * len(jobs) - EXACT):
+        if not came.usable or came.usable < math.ceil(self.quorum * asked - EXACT):
             abandoned = hub.memory.get(ABANDONED, torch.zeros(())) + 1  # in the state: a resume must count on
             if int(abandoned) >= PATIENCE:
                 raise QuorumError(
-                    f"{'too few' if accepted else 'no'} usable replies in {PATIENCE} rounds in a row",
+                    f"{'too few' if came.usable else 'no'} usable replies in {PATIENCE} rounds in a row",
                     where=f"round {now.number}",
-                    why=f"{len(accepted)} of {len(jobs)} in the last one; rounds.jsonl has the codes of the others",
+                    why=f"{came.usable} of {asked} in the last one; rounds.jsonl has the codes of the others",
                     fix="lower method.lr if the code is 'nonfinite'; a longer deadline or a smaller quorum if it is 'lost'",
                 )
             return replace(hub, step=hub.step + 1, memory={**hub.memory, ABANDONED: abandoned}), {"step": [{"abandoned": 1.0}]}
         hub = replace(hub, memory={key: tensor for key, tensor in hub.memory.items() if key != ABANDONED})
-        updates = collect([(reply.slot, reply.delta, reply.weight) for reply in accepted], jobs, hub, self.spec.rank)
-        updates = replace(updates, extra=self._extra(updates, accepted))
-        after, metrics = self.program.step(hub, updates, now)
+        after, metrics, records = came.step(hub)
         for key, tensor in after.bank.items():
             if not bool(torch.isfinite(tensor).all()):
                 raise FedquiltError(f"the aggregate of '{key}' overflowed", where=f"round {now.number}", fix="lower method.lr")
-        return after, {"step": [dict(metrics)], **self.observe(now.number, updates, after)}
+        return after, {"step": [dict(metrics)], **records}
 
     def _extra(self, updates: Updates, accepted: Sequence[Reply]) -> dict[str, Tensor]:
         """Fingerprints ``[n, d]`` if any came; NaN in the rows of those that sent theirs before."""
@@ -139,20 +175,16 @@ class Drive:
         none = torch.full((self.fingerprint,), float("nan"))
         return {"fingerprint": torch.stack([came.get(slot, none) for slot in updates.origin])} if came else {}
 
-    def _summary(
-        self, now: Round, jobs: Sequence[Job], accepted: Sequence[Reply], rejected: Sequence[Rejection], step: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def _summary(self, now: Round, jobs: Sequence[Job], came: _Came, step: Mapping[str, Any]) -> dict[str, Any]:
         """One line of rounds.jsonl: deterministic, no wall clock."""
         sums = self.meter.round_bytes()
-        ordered = sorted((reply for reply in accepted if "loss" in reply.extra), key=lambda reply: reply.slot)
-        weight = sum(reply.weight for reply in ordered)
         return {
             "round": now.number,
             "cohort": sorted({job.slot.client for job in jobs}),
             "jobs": len(jobs),
-            "accepted": len(accepted),
-            "rejected": [{"slot": list(r.slot), "code": r.code, "detail": r.detail} for r in rejected],
-            "loss": sum(reply.weight * reply.extra["loss"] for reply in ordered) / weight if weight else None,
+            "accepted": came.usable,
+            "rejected": [{"slot": list(r.slot), "code": r.code, "detail": r.detail} for r in came.rejected],
+            "loss": came.loss,
             "bytes_up": sums["up"],
             "bytes_down": sums["down"],
             "total_up": self.meter.total_up,

@@ -43,6 +43,14 @@ class Meter:
             self._count(reply.slot.client, "up", size)
             self.total_up += size
 
+    def beside(self, sent: Mapping[int, int], came: Mapping[int, int]) -> None:
+        """Bytes per client that are no messages of leaves: keys, shares and masked vectors."""
+        for way, counts in (("down", sent), ("up", came)):
+            for client, size in counts.items():
+                self._count(client, way, size)
+        self.total_down += sum(sent.values())
+        self.total_up += sum(came.values())
+
     def round_bytes(self) -> Mapping[str, int]:
         """Sums of the current round."""
         return {way: sum(client[way] for client in self.clients.values()) for way in ("up", "down")}

@@ -1,6 +1,7 @@
 """A method is a value: parts that are composed into a program of pure functions, checked before any training.
 
     updates -wire.receive-> updates -assign-> group[n] -(rebase moved rows)-> delta -reduce-> [K,...] -wire.finish-> -apply-> bank'
+    sums ------------------------------- of clients that add up among themselves ------> [K,...] -wire.finish-> -apply-> bank'
 
 Engines and clocks know only the :class:`Program`, so a method that does not fit the frame can write one by hand.
 """
@@ -23,7 +24,8 @@ from fedquilt import wire as wire_
 from fedquilt.data.view import SlotKind
 from fedquilt.errors import CompositionError
 from fedquilt.local import Local
-from fedquilt.types import Hub, Job, Metrics, Round, Slot, Spec, State, Updates
+from fedquilt.privacy.sums import Layout, Total
+from fedquilt.types import Hub, Job, Leaf, Metrics, Round, Slot, Spec, State, Updates
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,17 @@ class ClientPlan(NamedTuple):
     local: Local
     wire: wire_.chain
     fingerprint: assign_.Fingerprints = ""  # what newcomers (slots in row 0) send
+    uniform: bool = False  # whether every slot counts the same where clients add up among themselves
+
+    @property
+    def summed(self) -> bool:
+        """Whether clients add up among themselves, and the server sees the sum."""
+        return self.wire.summed
+
+    def layout(self, leaves: Sequence[Leaf], now: Round) -> Layout:
+        """What a client adds in a round."""
+        shared = set(self.share(now))
+        return Layout([leaf for leaf in leaves if leaf.name in shared], uniform=self.uniform)
 
 
 class Program(NamedTuple):
@@ -68,6 +81,7 @@ class Program(NamedTuple):
     plan: Callable[[Hub, Mapping[int, int], Round], list[Job]]
     client: ClientPlan
     step: Callable[[Hub, Updates, Round], tuple[Hub, Metrics]]
+    fold: Callable[[Hub, Total], tuple[Hub, Metrics]]  # the same of a round of which only sums are known
 
 
 def compose(method: Method, spec: Spec) -> Program:
@@ -100,7 +114,11 @@ def compose(method: Method, spec: Spec) -> Program:
     def step(hub: Hub, updates: Updates, now: Round) -> tuple[Hub, Metrics]:
         return server_step(method, spec, hub, updates, now)
 
-    return Program(init, plan, ClientPlan(train, share, method.local, method.wire, method.assign.fingerprint), step)
+    def fold(hub: Hub, total: Total) -> tuple[Hub, Metrics]:
+        return summed_step(method, spec, hub, total)
+
+    half = ClientPlan(train, share, method.local, method.wire, method.assign.fingerprint, method.reduce.unweighted)
+    return Program(init, plan, half, step, fold)
 
 
 def _undiluted(method: Method, spec: Spec) -> Method:
@@ -123,6 +141,17 @@ def server_step(method: Method, spec: Spec, hub: Hub, updates: Updates, now: Rou
     table = {**hub.table, **assignment.table} | dict(zip(updates.origin, group.tolist(), strict=True))
     after = Hub(bank, dict(sorted(table.items())), hub.patch, {**memory, **assignment.memory}, hub.step + 1)
     return after, assignment.metrics
+
+
+def summed_step(method: Method, spec: Spec, hub: Hub, total: Total) -> tuple[Hub, Metrics]:
+    """The same where clients have chosen rows and added up: the table says who was there, and not where."""
+    if total.sums is None:
+        raise ValueError("a step without sums")
+    touched = total.sums.counts > 0
+    delta = method.wire.finish(total.sums.means(spec.leaves), touched, total.sums.counts)
+    bank, memory = method.apply(hub.bank, delta, touched, hub.memory)
+    table = {**hub.table, **dict.fromkeys(total.slots, 0)}
+    return Hub(bank, dict(sorted(table.items())), hub.patch, memory, hub.step + 1), {}
 
 
 def rebase(updates: Updates, hub: Hub, group: Tensor) -> dict[str, Tensor]:
@@ -148,13 +177,26 @@ def check(method: Method, spec: Spec) -> None:
 
 def _hidden(method: Method, spec: Spec) -> None:
     hiding = [part for part in method.wire.parts if getattr(part, "hides", False)]
-    for name, part in (("assign", method.assign), ("reduce", method.reduce)):
-        if hiding and part.sees != "sum":
+    if not hiding:
+        return
+    looking: dict[str, object] = {"assign": method.assign, "reduce": method.reduce} | {f"wire.{p}": p for p in method.wire.parts}
+    for name, part in looking.items():
+        sees = getattr(part, "sees", "content")
+        if sees != "sum":
             raise CompositionError(
-                f"{type(part).__name__} must see {part.sees} of the updates, but {type(hiding[0]).__name__} shows only sums",
+                f"{type(part).__name__} must see {sees} of the updates, but {type(hiding[0]).__name__} shows only sums",
                 where=f"method.{name}",
                 fix="drop one of the two",
             )
+    if not isinstance(method.reduce, reduce_.mean):
+        what = f"{type(method.reduce).__name__} is no weighted mean, and clients that add up among themselves give nothing else"
+        raise CompositionError(what, where="method.reduce", fix="reduce = mean()")
+    if spec.head == "per-task":
+        raise CompositionError(
+            f"with per-task heads the server looks at who changed which head, but {type(hiding[0]).__name__} shows only sums",
+            where="adapter.head",
+            fix="use head = 'federated', 'private' or 'frozen'",
+        )
 
 
 def _noise(method: Method, spec: Spec) -> None:

@@ -28,7 +28,7 @@ from fedquilt.runs.build import Built, build
 from fedquilt.runs.config import RunConfig
 from fedquilt.runs.launch import resume, run
 from fedquilt.types import Job, Leaf, Round, Shipment, Slot, Spec
-from fedquilt.wire import message
+from fedquilt.wire import chain, message
 
 CLIENTS = 4
 RUN = "0" * 32
@@ -395,7 +395,7 @@ def test_parcels_come_back_as_they_were() -> None:
 
 
 LEAF = Leaf("w", (2,), "x", 0)
-PLAN = ClientPlan(train=lambda now: ("w",), share=lambda now: ("w",), local=None, wire=None)  # type: ignore[arg-type]
+PLAN = ClientPlan(train=lambda now: ("w",), share=lambda now: ("w",), local=None, wire=chain())  # type: ignore[arg-type]
 ANSWER = parcel(
     Trained(run=RUN, round=1, done=[Done(slot=0, weight=1.0, loss=0.5, fingerprint=0)], undone=[]),
     (message.encode([LEAF], {"w": torch.ones(2)}),),

@@ -3,61 +3,28 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from door import differences, fedquilt, journal
-from own import adapters, own_rows, shared, simulated, slots
+from own import RUN, Federation, adapters, own_rows, shared, simulated, slots
 from tiny import SIZES, WORDS, write_tasks
 
 from fedquilt.deploy.build import host, remote
-from fedquilt.deploy.host import Host
 from fedquilt.deploy.loopback import Loopback, Node
 from fedquilt.deploy.parcel import Judge, Judged, Parcel, Refused, Score, parcel, read, unpack
-from fedquilt.deploy.remote import Remote
 from fedquilt.errors import ConfigError
 from fedquilt.report.read import load_run
 from fedquilt.report.results import panel
-from fedquilt.runs.build import Built, build
+from fedquilt.runs.build import build
 from fedquilt.runs.config import RunConfig, parse
 from fedquilt.runs.launch import resume, run
 from fedquilt.runs.plan import plan
 from fedquilt.types import Job, Reply, Round, Shipment, Slot
 
-CLIENTS = range(4)
-RUN = "0" * 32
 MOST = 1 << 30
-
-
-@dataclass
-class Federation:
-    """Every client with a configuration of its own; ``away``: nodes that are not connected."""
-
-    folder: Path
-    tables: dict[str, Any]
-    away: set[int] = field(default_factory=set)
-    hosts: dict[int, Host] = field(default_factory=dict)
-    answers: dict[int, Node] = field(default_factory=dict)
-    remote: Remote | None = None
-
-    def __post_init__(self) -> None:
-        write_tasks(self.folder)
-        for client in CLIENTS:
-            config = parse({**self.tables, "tasks": own_rows(self.folder, client)}, self.folder)
-            self.hosts[10 + client] = host(build(config, client=client), client, self.folder / "clients" / str(client))
-        self.answers = {node: one.answer for node, one in self.hosts.items()}
-
-    def engine(self, built: Built) -> Remote:
-        there = {node: answer for node, answer in self.answers.items() if node not in self.away}
-        self.remote = remote(built, Loopback(there), RUN)
-        self.remote.meet()
-        return self.remote
-
-    def run(self) -> Path:
-        return run(parse(self.tables, self.folder), directory=self.folder / "run", engine=self.engine)
 
 
 @pytest.mark.parametrize("method", ["fltac", "fedit"])

@@ -25,10 +25,10 @@ from fedquilt.privacy.secagg import (
     SecureAggregationError,
     Server,
     agree,
-    least,
     pair_mask,
     stream,
 )
+from fedquilt.privacy.sums import least
 
 SESSION = b"run 1, round 2"
 

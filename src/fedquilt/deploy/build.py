@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fedquilt.deploy.elsewhere import Elsewhere, evaluation
 from fedquilt.deploy.host import Host
-from fedquilt.deploy.parcel import Pins
+from fedquilt.deploy.parcel import SLOTS, Pins
 from fedquilt.deploy.remote import Remote, Transport
 from fedquilt.errors import CompositionError
 from fedquilt.runs.atomic import write_atomic
@@ -28,7 +28,7 @@ def pins(built: Built) -> Pins:
 
 def shared(config: RunConfig) -> str:
     """Digest of what decides a run on every machine alike: not where data is, who holds it, or what computes it."""
-    decides = {"seed", "rounds", "checkpoint_every", "adapter", "method", "model"}
+    decides = {"seed", "rounds", "checkpoint_every", "secure_aggregation", "adapter", "method", "model"}
     said = config.model_dump(mode="json", include=decides, exclude_defaults=True)
     said |= {"own": True, "slots": config.partition.slots_per_task} if config.own else {}
     for name in ("device", "name", "revision"):  # what the model is, its own digest says
@@ -50,7 +50,8 @@ def fits(built: Built, client: int, slots: int) -> None:
     """Raise if a client cannot have so many slots under the run's method."""
     method, places = built.method, built.config.partition.slots_per_task
     method.assign.check_clients([client] * slots, places)
-    most = 1 if method.slots == "client" else max(1, method.assign.rows - 1) * places
+    clusters = method.assign.rows - 1  # none: every task may have an adapter of its own, however many there are
+    most = 1 if method.slots == "client" else clusters * places or SLOTS
     if slots > most:
         raise CompositionError(f"{slots} slots of client {client}, at most {most} are possible", where="method.tasks")
 

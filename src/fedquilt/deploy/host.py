@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from safetensors.torch import load, save
@@ -31,6 +31,7 @@ from fedquilt.deploy.parcel import (
     Parcel,
     Pins,
     Present,
+    Ready,
     Refused,
     Score,
     Train,
@@ -42,11 +43,14 @@ from fedquilt.deploy.parcel import (
 )
 from fedquilt.engine.base import InProcess
 from fedquilt.engine.kept import InMemory, kept_of, slot_of
-from fedquilt.errors import FedquiltError, StateError
+from fedquilt.errors import FedquiltError, QuorumError, StateError
 from fedquilt.evaluate import Evaluator
 from fedquilt.runs.atomic import write_atomic
 from fedquilt.types import Job, Leaf, Reply, Round, Slot, State
 from fedquilt.wire import message
+
+if TYPE_CHECKING:
+    from fedquilt.deploy.summing import Party
 
 NAME = re.compile(r"round-(\d{6,})-([0-9a-f]{64})\.safetensors")
 HELD, VISIT = "held", "visit"  # kinds of what a slot keeps, beside the engine's own
@@ -131,6 +135,8 @@ class Host:
     folder: Path
     keep: int = 3
     leaves: tuple[Leaf, ...] = field(init=False)
+    party: Party | None = None  # in the sum that is under way, if there is one
+    answered: tuple[bytes, Parcel] = field(default=(b"", Parcel("")), repr=False)  # its last phase
 
     def __post_init__(self) -> None:
         self.leaves = tuple(sorted(self.engine.spec.leaves, key=lambda leaf: leaf.name))
@@ -145,8 +151,13 @@ class Host:
                     said = self._hello(read(asked, Hello))
                 case "judge":
                     said = self._judge(read(asked, Judge), asked.blocks)
+                case "share" | "mask" | "open":
+                    said = self._phase(asked, data)
                 case _:
                     said = self._train(read(asked, Train), asked.blocks)
+        except QuorumError as error:
+            print(f"refused: {error}", file=sys.stderr, flush=True)
+            said = parcel(Refused(why="too few clients to hide among"))
         except (FedquiltError, OSError) as error:
             print(f"refused: {error}", file=sys.stderr, flush=True)
             unread = isinstance(error, StateError) and error.where == "message"
@@ -155,14 +166,16 @@ class Host:
 
     @property
     def _most(self) -> int:
-        """Bytes of the largest message: every slot's whole adapter."""
-        return HEAD + len(self.engine.view.slots) * message.size(self.leaves)
+        """Bytes of the largest message: every slot's whole adapter, or as many clients' keys as a head can name."""
+        return 2 * HEAD + len(self.engine.view.slots) * message.size(self.leaves)
 
     def _hello(self, hello: Hello) -> Parcel:
         if other := self._other(hello.pins):
             return parcel(Refused(why=other))
         counts = [(number, self.engine.roster(number).get(self.client, 0)) for number in range(1, self.rounds + 1)]
         changes = [entry for i, entry in enumerate(counts) if not i or entry[1] != counts[i - 1][1]]
+        if self.engine.client.summed:  # sums tell how many examples there are in all, and nobody's
+            return parcel(Present(client=self.client, slots=changes, samples=[]))
         samples = [self.engine.view.data(slot, self.rounds).samples for slot in sorted(self.engine.view.slots)]
         return parcel(Present(client=self.client, slots=changes, samples=samples))
 
@@ -178,6 +191,8 @@ class Host:
             return parcel(Refused(why="another configuration"))
         if len(train.asks) != len(blocks) or len({ask.slot for ask in train.asks}) != len(train.asks):
             raise StateError("a train message with other blocks than slots", where="message")
+        if (train.clients > 0) != self.engine.client.summed:
+            raise StateError("a train message that does not say how many clients add up, or says it in vain", where="message")
         generations = Generations(self.folder / train.run, self.keep)
         if not self._same(generations.folder):
             return parcel(Refused(why="other data than before"))
@@ -198,7 +213,27 @@ class Host:
                 jobs.append(Job(slot, 0 if ask.new else 1, now, ask.effort))
         replies = self._trained(jobs, kept)
         generations.write(train.round, kept)
-        return self._reply(train, replies, undone)
+        return (self._ready if self.engine.client.summed else self._reply)(train, replies, undone)
+
+    def _ready(self, train: Train, replies: list[Reply], undone: list[Undone]) -> Parcel:
+        """Keep what would have been sent until the others are ready, too."""
+        from fedquilt.deploy.summing import Party  # here, for not everybody has cryptography
+
+        layout = self.engine.client.layout(self.leaves, Round(train.round, self.seed))
+        try:
+            words = layout.words([(0, reply) for reply in replies], train.clients)
+        except ValueError as error:
+            raise StateError("these changes cannot be added", where="update", why=str(error), fix="lower method.lr") from error
+        self.party = Party(self.client, train.run, train.round, words, train.clients)
+        return parcel(Ready(run=train.run, round=train.round, undone=undone), (self.party.keys(),))
+
+    def _phase(self, asked: Parcel, data: bytes) -> Parcel:
+        """A phase of the sum; the same again if it is asked the same again, for its answer may have been lost on the way."""
+        if self.party is None:
+            raise StateError("a phase of a sum that was not begun here", where="update", why="the worker is another one by now")
+        if self.answered[0] != data:
+            self.answered = data, self.party.answer(asked)
+        return self.answered[1]
 
     def _same(self, folder: Path) -> bool:
         """Whether the run's slots are of the same tasks as when it began: what is kept of a slot is of its task."""

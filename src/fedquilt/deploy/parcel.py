@@ -106,13 +106,15 @@ class Ask(Strict):
 class Train(Strict):
     """Server to client, every round: a block per ask, empty where nothing has changed.
 
-    ``run``: drawn when a run begins; a client keeps the state of every run apart.
+    ``run``: drawn when a run begins; a client keeps the state of every run apart. ``clients``: how many are asked in this round,
+    where they add up among themselves.
     """
 
     run: str = Field(pattern=RUN)
     pins: str
     round: int = Field(ge=1)
     asks: list[Ask]
+    clients: int = Field(0, ge=0)
 
 
 class Done(Strict):
@@ -138,6 +140,45 @@ class Trained(Strict):
     round: int = Field(ge=1)
     done: list[Done] = Field(max_length=SLOTS)
     undone: list[Undone] = Field(max_length=SLOTS)
+
+
+class Phase(Strict):
+    """What all messages of a sum say: which one it is. ``clients``: whose blocks these are, or who is meant; see
+    :mod:`fedquilt.deploy.summing`."""
+
+    run: str = Field(pattern=RUN)
+    round: int = Field(ge=1)
+    clients: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
+
+
+class Ready(Phase):
+    """Client to server, instead of its changes: it has trained; its public keys."""
+
+    undone: list[Undone] = Field(max_length=SLOTS)
+
+
+class Share(Phase):
+    """Server to client: everybody's public keys."""
+
+
+class Shared(Phase):
+    """Client to server: for everybody else the shares of its secrets, encrypted."""
+
+
+class Mask(Phase):
+    """Server to client: the shares that everybody else made for it."""
+
+
+class Masked(Phase):
+    """Client to server: its vector behind masks."""
+
+
+class Open(Phase):
+    """Server to client: whose vectors have arrived."""
+
+
+class Opened(Phase):
+    """Client to server: its shares of what is behind their own masks, and behind the pair masks of the others."""
 
 
 class Judge(Strict):
@@ -175,6 +216,7 @@ class Refused(Strict):
         "another base model",
         "another adapter layout",
         "other data than before",
+        "too few clients to hide among",
         "an unreadable message",
         "an error of its own",
     ]
@@ -185,7 +227,7 @@ Said = TypeVar("Said", bound=Strict)
 
 def parcel(said: Strict, blocks: tuple[bytes, ...] = ()) -> Parcel:
     """A message of one of the kinds above."""
-    return Parcel(type(said).__name__.lower(), said.model_dump(), blocks)
+    return Parcel(type(said).__name__.lower(), said.model_dump(exclude_unset=True), blocks)
 
 
 def read(found: Parcel, kind: type[Said]) -> Said:
@@ -237,3 +279,36 @@ def unpack(data: bytes, most: int) -> Parcel:
         blocks.append(data[at : at + length])
         at += length
     return Parcel(kind, said, tuple(blocks))
+
+
+class Away(Exception):
+    """There is no answer. ``code``: lost or refused; ``why``: safe to show."""
+
+    def __init__(self, code: str, why: str) -> None:
+        super().__init__(why)
+        self.code, self.why = code, plain(why)
+
+
+def heard(data: bytes | str, most: int) -> Parcel:
+    """What a client answered, or why the transport has no answer of it.
+
+    Raises:
+        Away: it did not answer, or refused to.
+        StateError: no such message.
+    """
+    if isinstance(data, str):
+        raise Away("lost", data)
+    answer = unpack(data, most)
+    if answer.kind == "refused":
+        raise Away("refused", read(answer, Refused).why)
+    return answer
+
+
+def what_of(error: BaseException) -> str:
+    """What is wrong with a stranger's message, safe to show; of :data:`UNREADABLE`."""
+    return plain(error.what if isinstance(error, StateError) else f"an unreadable message: {type(error).__name__}")
+
+
+def plain(text: str, most: int = 300) -> str:
+    """What somebody else wrote, safe to show and to write: no control characters, and not much of it."""
+    return "".join(x if x.isprintable() else "?" for x in text[:most])

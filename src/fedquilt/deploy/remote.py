@@ -17,25 +17,31 @@ from fedquilt.deploy.parcel import (
     HEAD,
     UNREADABLE,
     Ask,
+    Away,
     Hello,
     Judge,
     Judged,
     Pins,
     Present,
-    Refused,
+    Ready,
     Score,
     Train,
     Trained,
+    heard,
     parcel,
+    plain,
     read,
-    unpack,
+    what_of,
 )
 from fedquilt.engine.kept import InMemory, Kept
 from fedquilt.errors import ConfigError, FedquiltError, StateError
 from fedquilt.meter import fingerprint_size
 from fedquilt.method import ClientPlan
+from fedquilt.privacy.sums import KEYS, Total
 from fedquilt.types import Failure, Hub, Job, Leaf, Reply, Round, Shipment, Slot, Spec, Stack, State
 from fedquilt.wire import message
+
+SILENT = "nothing came in time"
 
 
 class Transport(Protocol):
@@ -160,7 +166,9 @@ class Remote:
         for client, mine in sorted(mine_of.items()):
             asks = [self._ask(job, shipments[job.slot]) for job in mine]
             blocks = tuple(blocks_of[job.row, shipments[job.slot].leaves] for job in mine)
-            content = parcel(Train(run=self.run, pins=self.pins.all, round=mine[0].round.number, asks=asks), blocks)
+            how_many = {"clients": len(mine_of)} if self.client.summed else {}
+            said = Train(run=self.run, pins=self.pins.all, round=mine[0].round.number, asks=asks, **how_many)
+            content = parcel(said, blocks)
             ticket = self.transport.send(self.nodes[client], content.pack())
             self.out[ticket] = mine[0].round.number, {job.slot.number: job for job in mine}
             tickets.append(ticket)
@@ -173,10 +181,62 @@ class Remote:
         for ticket in tickets:
             number, jobs = self.out.pop(ticket)
             try:
-                found += self._replies(answers.get(ticket, "nothing came in time"), number, jobs)
+                found += self._replies(answers.get(ticket, SILENT), number, jobs)
+            except Away as error:
+                found += [Failure(job.slot, error.code, error.why) for job in jobs.values()]
             except UNREADABLE as error:
-                found += [Failure(job.slot, "malformed", plain(_what(error))) for job in jobs.values()]
+                found += [Failure(job.slot, "malformed", what_of(error)) for job in jobs.values()]
         return found
+
+    def total(self, jobs: Sequence[Job], bank: Stack, shipments: Mapping[Slot, Shipment]) -> Total:
+        """Let clients train, and collect the sum of what they would have sent, behind masks."""
+        from fedquilt.deploy.summing import Collection  # here, for not everybody has cryptography
+
+        if not jobs:
+            return Total(None, (), (), {}, {})
+        slots: dict[int, set[Slot]] = {}
+        for job in jobs:
+            slots.setdefault(job.slot.client, set()).add(job.slot)
+        tickets = dict(zip(self.submit(jobs, bank, shipments), sorted(slots), strict=True))  # one per client, in order
+        answers = self.transport.receive(list(tickets), self.deadline)
+        now, ready, failures = jobs[0].round, {}, []
+        collection = Collection(self.run, now.number, len(slots), self._told)
+        for ticket, client in tickets.items():
+            del self.out[ticket]
+            try:
+                ready[client], undone = self._ready(answers.get(ticket, SILENT), now.number)
+            except Away as error:
+                collection.lost[client] = error.code, error.why
+                continue
+            except UNREADABLE as error:
+                collection.lost[client] = "malformed", what_of(error)
+                continue
+            behind = {Slot(client, number): code for number, code in undone.items()}
+            failures += [Failure(slot, behind[slot], "so it says") for slot in sorted(slots[client] & behind.keys())]
+            slots[client] -= behind.keys()
+        layout = self.client.layout(self.leaves, now)
+        found = collection.total(ready, layout.size)
+        there = found[1] if found else []
+        for client in sorted(set(ready) - set(there) - set(collection.lost)):
+            collection.lost[client] = "lost", collection.why
+        failures += [Failure(slot, *why) for client, why in collection.lost.items() for slot in sorted(slots[client])]
+        sums = layout.read(found[0]) if found else None
+        done = tuple(slot for client in there for slot in sorted(slots[client]))
+        return Total(sums, done, tuple(sorted(failures, key=lambda f: f.slot)), dict(collection.sent), dict(collection.came))
+
+    def _told(self, messages: Mapping[int, bytes]) -> dict[int, bytes | str]:
+        """What clients answer to a message each, or why nothing came."""
+        tickets = {self.transport.send(self.nodes[client], data): client for client, data in messages.items()}
+        answers = self.transport.receive(list(tickets), self.deadline)
+        return {client: answers.get(ticket, SILENT) for ticket, client in tickets.items()}
+
+    def _ready(self, data: bytes | str, number: int) -> tuple[bytes, dict[int, str]]:
+        """A client's public keys, and its slots that did not train."""
+        answer = heard(data, HEAD)
+        ready = read(answer, Ready)
+        if (ready.run, ready.round) != (self.run, number) or [*map(len, answer.blocks)] != [KEYS]:
+            raise StateError("an answer of another run or round, or without keys", where="message")
+        return answer.blocks[0], {one.slot: one.code for one in ready.undone}
 
     def judge(self, hub: Hub) -> list[tuple[Slot, Score]]:
         """What clients say of their rows after a round, on data that they alone have; in order. Who says nothing in time, or
@@ -190,15 +250,14 @@ class Remote:
             asked[self.transport.send(self.nodes[client], parcel(said, blocks).pack())] = client
         answers, found = self.transport.receive(list(asked), self.deadline), []
         for ticket, client in asked.items():
-            with suppress(*UNREADABLE):
-                found += [(Slot(client, score.slot), score) for score in self._judged(answers.get(ticket, ""), hub.step, client)]
+            with suppress(Away, *UNREADABLE):
+                found += [
+                    (Slot(client, score.slot), score) for score in self._judged(answers.get(ticket, SILENT), hub.step, client)
+                ]
         return sorted(found, key=lambda pair: (pair[0], pair[1].part))
 
     def _judged(self, data: bytes | str, number: int, client: int) -> list[Score]:
-        if isinstance(data, str):
-            return []
-        answer = unpack(data, HEAD)
-        judged = read(answer, Judged)
+        judged = read(heard(data, HEAD), Judged)
         places = [(score.slot, score.part) for score in judged.scores]
         if (judged.run, judged.round) != (self.run, number) or len(set(places)) < len(places):
             raise StateError("an answer of another run or round, or one that says something twice", where="message")
@@ -219,13 +278,12 @@ class Remote:
     def _present(self, node: int, data: bytes | str, rosters: Sequence[Mapping[int, int]] | None) -> Present | None:
         """Who a node says it is; None if it takes no part. ``rosters``: what is believed, round by round."""
         try:
-            answer = unpack(data, HEAD) if isinstance(data, bytes) else data
-            if isinstance(answer, str) or answer.kind == "refused":
-                self.refused[node] = plain(answer) if isinstance(answer, str) else f"it has {read(answer, Refused).why}"
-                return None
-            present = read(answer, Present)
+            present = read(heard(data, HEAD), Present)
+        except Away as error:
+            self.refused[node] = error.why if error.code == "lost" else f"it has {error.why}"
+            return None
         except UNREADABLE as error:
-            self.refused[node] = plain(_what(error))
+            self.refused[node] = what_of(error)
             return None
         if self.numbers is not None and self.numbers().get(node) != present.client:
             self.refused[node] = f"it says that it is client {present.client}, and its key is another's"
@@ -260,10 +318,7 @@ class Remote:
 
     def _replies(self, data: bytes | str, number: int, jobs: Mapping[int, Job]) -> list[Reply | Failure]:
         """What one client's answer comes to: something for every job."""
-        answer = unpack(data, self._most(len(jobs))) if isinstance(data, bytes) else data
-        if isinstance(answer, str) or answer.kind == "refused":
-            code, why = ("lost", answer) if isinstance(answer, str) else ("refused", read(answer, Refused).why)
-            return [Failure(job.slot, code, plain(why)) for job in jobs.values()]
+        answer = heard(data, self._most(len(jobs)))
         trained = read(answer, Trained)
         if trained.run != self.run:
             raise StateError("an answer of another run", where="message")
@@ -299,12 +354,3 @@ def _decoded(blocks: Iterator[bytes], leaves: Sequence[Leaf]) -> dict[str, Tenso
 def _at(changes: Sequence[tuple[int, int]], number: int) -> int:
     """Slots in a round."""
     return next((n for since, n in reversed(changes) if since <= number), 0)
-
-
-def _what(error: BaseException) -> str:
-    return error.what if isinstance(error, StateError) else f"an unreadable message: {type(error).__name__}"
-
-
-def plain(text: str, most: int = 300) -> str:
-    """What somebody else wrote, safe to show and to write: no control characters, and not much of it."""
-    return "".join(x if x.isprintable() else "?" for x in text[:most])

@@ -17,6 +17,7 @@ from fedquilt.engine.kept import InMemory, Kept
 from fedquilt.method import ClientPlan
 from fedquilt.models.fingerprint import Look
 from fedquilt.models.network import Network
+from fedquilt.privacy.sums import Total, added
 from fedquilt.ticks import Tick, between, silent
 from fedquilt.types import Batch, Failure, Job, Reply, Shipment, Slot, Spec, Stack, State
 
@@ -39,6 +40,10 @@ class Engine(Protocol):
 
     def poll(self, tickets: Sequence[int], deadline: float | None = None) -> Sequence[Reply | Failure]:
         """What is there, at the latest when ``deadline`` seconds have passed."""
+        ...
+
+    def total(self, jobs: Sequence[Job], bank: Stack, shipments: Mapping[Slot, Shipment]) -> Total:
+        """Both at once, of clients that add up among themselves."""
         ...
 
     def state_of(self, slot: Slot, row: State) -> State:
@@ -133,6 +138,14 @@ class InProcess(ABC):
     def poll(self, tickets: Sequence[int], deadline: float | None = None) -> list[Reply]:
         """All replies: work was done at submission."""
         return [self.replies.pop(ticket) for ticket in tickets if ticket in self.replies]
+
+    def total(self, jobs: Sequence[Job], bank: Stack, shipments: Mapping[Slot, Shipment] | None = None) -> Total:
+        """The sum of what all clients would add; nobody is away, and nobody is hidden from."""
+        parts: dict[int, list[tuple[int, Reply]]] = {}
+        for reply in self.poll(self.submit(jobs, bank, shipments)):
+            parts.setdefault(reply.slot.client, []).append((0, reply))
+        layout = self.client.layout(self.spec.leaves, jobs[0].round)
+        return added(layout, parts)
 
     @abstractmethod
     def train(self, works: Sequence[Work]) -> list[Trained]:

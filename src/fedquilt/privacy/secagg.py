@@ -41,6 +41,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from fedquilt.errors import FedquiltError, QuorumError
 from fedquilt.privacy import shamir
 from fedquilt.privacy.fixed import Words
+from fedquilt.privacy.sums import least
 
 T = TypeVar("T")
 NONCE = 12
@@ -64,11 +65,6 @@ class Opened:
 
     seeds: Mapping[int, bytes]
     keys: Mapping[int, bytes]
-
-
-def least(clients: int) -> int:
-    """The smallest threshold that clients accept: more than two thirds, and two (the sum of one is what it sent)."""
-    return max(2, 2 * clients // 3 + 1)
 
 
 def digest(seed: bytes) -> bytes:
@@ -222,13 +218,13 @@ class Server:
 
     def collect_keys(self, keys: Mapping[int, Keys]) -> Mapping[int, Keys]:
         """Phase 1: what everybody who sent keys is sent."""
-        self.keys = dict(self._enough(keys, "sent keys"))
+        self.keys = dict(self.enough(keys, "sent keys"))
         return self.keys
 
     def route(self, shares: Mapping[int, Mapping[int, bytes]]) -> dict[int, dict[int, bytes]]:
         """Phase 2: sender -> (receiver -> shares) to receiver -> (sender -> shares), among those who sent shares for all others."""
         whole = {sender: sent for sender, sent in shares.items() if set(sent) == set(self.keys) - {sender}}
-        self.sharing = set(self._enough(whole, "shared secrets"))
+        self.sharing = set(self.enough(whole, "shared secrets"))
         return {to: {sender: shares[sender][to] for sender in sorted(self.sharing) if sender != to} for to in sorted(self.sharing)}
 
     def total(self, masked: Mapping[int, Words], opened: Mapping[int, Opened]) -> Words:
@@ -238,10 +234,10 @@ class Server:
             QuorumError: fewer uploads, or fewer clients that opened masks, than the threshold.
             SecureAggregationError: uploads of strangers or of different sizes; shares that are missing or wrong.
         """
-        self._enough(masked, "sent their upload")
+        self.enough(masked, "sent their upload")
         if set(masked) - self.sharing or len({(vector.dtype, vector.shape) for vector in masked.values()}) != 1:
             raise SecureAggregationError("uploads of strangers, or of different sizes", where="secure aggregation")
-        holders = sorted(self._enough(opened, "opened masks"))[: self.threshold]
+        holders = sorted(self.enough(opened, "opened masks"))[: self.threshold]
         by, size = shamir.weights(holders), len(next(iter(masked.values())))
         result = np.zeros(size, dtype=np.uint64)
         for client in sorted(masked):
@@ -266,7 +262,8 @@ class Server:
                 f"the shares of client {of}'s secret are incomplete", where="secure aggregation"
             ) from error
 
-    def _enough(self, clients: Mapping[int, T], what: str) -> Mapping[int, T]:
+    def enough(self, clients: Mapping[int, T], what: str) -> Mapping[int, T]:
+        """These clients, if they are as many as the threshold."""
         if len(clients) < self.threshold:
             fix = "more clients, or a smaller threshold"
             raise QuorumError(f"{len(clients)} clients {what}, {self.threshold} are needed", where="secure aggregation", fix=fix)

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import torch
 
+from fedquilt import wire
 from fedquilt.adapters.base import Adapter
 from fedquilt.data.encode import Task, encode
 from fedquilt.data.files import default_cache
@@ -119,6 +120,8 @@ def make_method(config: RunConfig, tasks: int) -> Method:
     method = builder(**registry.options(builder, given, "method"))
     if not isinstance(method, Method):
         raise ConfigError(f"the method '{config.method['name']}' did not return a Method", why=f"but {type(method).__name__}")
+    if config.secure_aggregation:
+        method = replace(method, wire=wire.chain((*method.wire.parts, wire.masked())))
     return replace(method, local=replace(method.local, horizon=config.rounds))
 
 

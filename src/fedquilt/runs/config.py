@@ -50,6 +50,7 @@ class RunConfig(BaseModel):
         workers: processes that train side by side, each with its part of the threads and a base model of its own; 1: none but this.
         checkpoint_every: rounds between durable checkpoints; a crash costs at most so many rounds.
         quorum: share of the asked slots whose replies must be usable; a round with fewer changes nothing.
+        secure_aggregation: the server sees sums over clients only, behind masks where they are on machines of their own.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -63,6 +64,7 @@ class RunConfig(BaseModel):
     workers: int = Field(1, ge=1)
     checkpoint_every: int = Field(1, ge=1)
     quorum: float = Field(0.0, ge=0, le=1)
+    secure_aggregation: bool = False
     model: ModelConfig = ModelConfig()
     adapter: dict[str, Any] = Field(default_factory=dict)
     method: dict[str, Any]

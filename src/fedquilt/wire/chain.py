@@ -32,9 +32,10 @@ class Wire(Protocol):
 
 
 class Plain:
-    """A wire part that changes nothing; parts override what they need."""
+    """A wire part that changes nothing; parts override what they need. ``hides``: the server is shown nothing but sums."""
 
     sees: ClassVar[str] = "sum"
+    hides: ClassVar[bool] = False
 
     def send(self, delta: State, job: Job) -> State:
         return delta
@@ -51,6 +52,11 @@ class chain(Plain):
     """Parts in the order in which a client applies them; the server undoes them in reverse."""
 
     parts: tuple[Wire, ...] = ()
+
+    @property
+    def summed(self) -> bool:
+        """Whether the server sees nothing but sums."""
+        return any(getattr(part, "hides", False) for part in self.parts)
 
     def send(self, delta: State, job: Job) -> State:
         for part in self.parts:

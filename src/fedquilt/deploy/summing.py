@@ -1,0 +1,199 @@
+"""A round's sum by messages, each half of :mod:`fedquilt.privacy.secagg`: who has trained says its keys, then three more phases.
+
+    ready                the client's keys; a block of 96 bytes
+    share  -> shared     everybody's keys, a block each, in the order of ``clients``; shares for everybody else in that order
+    mask   -> masked     shares from ``clients``, a block each; the masked vector, 8 bytes a number
+    open   -> opened     nothing; for every client that shared, in order, a share of 33 bytes: of its seed if it is one of
+                         ``clients``, whose vectors arrived, or of its key
+
+A client that does not answer a phase, or answers it with something else, is not in the next one. Numbers of the protocol are those
+of clients and one, for they must be positive.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fedquilt.deploy.parcel import (
+    HEAD,
+    UNREADABLE,
+    Away,
+    Mask,
+    Masked,
+    Open,
+    Opened,
+    Parcel,
+    Phase,
+    Share,
+    Shared,
+    heard,
+    parcel,
+    read,
+    what_of,
+)
+from fedquilt.errors import QuorumError, StateError
+from fedquilt.privacy import secagg
+from fedquilt.privacy.fixed import Words
+from fedquilt.privacy.secagg import Keys, SecureAggregationError
+from fedquilt.privacy.sums import KEYS, SEALED, SHARE, least
+
+
+def session(run: str, number: int) -> bytes:
+    """What keys are derived for: this run and round."""
+    return f"{run} {number}".encode()
+
+
+class Party:
+    """A client in one round's sum; lives as long as the round.
+
+    Args:
+        words: its vector.
+        clients: how many were asked: what the threshold is made from.
+    """
+
+    def __init__(self, client: int, run: str, number: int, words: Words, clients: int) -> None:
+        self.client, self.run, self.number, self.words = client, run, number, words
+        self.secrets = secagg.Client(client + 1, session(run, number), least(clients))
+        self.holders: list[int] = []
+
+    def keys(self) -> bytes:
+        """What it says when it is ready."""
+        return b"".join(self.secrets.keys())
+
+    def answer(self, asked: Parcel) -> Parcel:
+        """The answer to a phase.
+
+        Raises:
+            StateError: of another round, or blocks that are none.
+            QuorumError, SecureAggregationError: what the protocol forbids; nothing was told.
+        """
+        kinds: dict[str, tuple[type[Phase], Callable[[list[int], tuple[bytes, ...]], Parcel]]] = {
+            "share": (Share, self._shared),
+            "mask": (Mask, self._masked),
+            "open": (Open, self._opened),
+        }
+        kind, how = kinds[asked.kind]
+        said = read(asked, kind)
+        if (said.run, said.round) != (self.run, self.number) or said.clients != sorted(set(said.clients)):
+            raise StateError("a phase of another round, or clients out of order", where="message")
+        if len(asked.blocks) != (0 if kind is Open else len(said.clients)):
+            raise StateError("a phase with other blocks than clients", where="message")
+        return how(said.clients, asked.blocks)
+
+    def _shared(self, clients: list[int], blocks: tuple[bytes, ...]) -> Parcel:
+        keys = {c + 1: keys_of(block) for c, block in zip(clients, blocks, strict=True)}
+        sealed = self.secrets.shares(keys)
+        return self._said(Shared, *(sealed[c + 1] for c in clients if c != self.client))
+
+    def _masked(self, clients: list[int], blocks: tuple[bytes, ...]) -> Parcel:
+        received = {c + 1: block for c, block in zip(clients, blocks, strict=True)}
+        self.holders = sorted({*clients, self.client})
+        return self._said(Masked, self.secrets.masked(self.words, received).astype("<u8").tobytes())
+
+    def _opened(self, clients: list[int], blocks: tuple[bytes, ...]) -> Parcel:
+        opened = self.secrets.unmask([c + 1 for c in clients])
+        both = {**opened.seeds, **opened.keys}
+        return self._said(Opened, b"".join(both[c + 1] for c in self.holders))
+
+    def _said(self, kind: type[Phase], *blocks: bytes) -> Parcel:
+        return parcel(kind(run=self.run, round=self.number), blocks)
+
+
+@dataclass
+class Collection:
+    """The server in one round's sum.
+
+    Args:
+        tell: messages to clients, and their answers, or why there is none.
+        asked: how many clients were.
+
+    Attributes:
+        lost: client -> code and reason, of those that fell out.
+        sent, came: bytes in blocks, by client.
+        why: there is no sum.
+    """
+
+    run: str
+    number: int
+    asked: int
+    tell: Callable[[Mapping[int, bytes]], Mapping[int, bytes | str]]
+    lost: dict[int, tuple[str, str]] = field(default_factory=dict)
+    sent: Counter[int] = field(default_factory=Counter)
+    came: Counter[int] = field(default_factory=Counter)
+    why: str = ""
+
+    def total(self, ready: Mapping[int, bytes], size: int) -> tuple[Words, list[int]] | None:
+        """The sum of ``size`` numbers and whose it is; ``ready``: client -> what it said when it was ready.
+
+        None: too few were there to the end, or somebody's shares are wrong.
+        """
+        server = secagg.Server(session(self.run, self.number), least(self.asked))
+        self.came.update({client: len(block) for client, block in ready.items()})
+        try:
+            keys = server.collect_keys({c + 1: keys_of(block) for c, block in ready.items()})
+            everybody = sorted(ready)
+            blocks = [b"".join(keys[c + 1]) for c in everybody]
+            sealed = [SEALED] * (len(everybody) - 1)
+            shared = self._phase(Share, Shared, dict.fromkeys(everybody, (everybody, blocks)), sealed)
+            others = {c: [other + 1 for other in everybody if other != c] for c in shared}
+            routed = server.route({c + 1: dict(zip(others[c], found, strict=True)) for c, found in shared.items()})
+            sharing = sorted(shared)
+            mine = {c: ([other for other in sharing if other != c], [*routed[c + 1].values()]) for c in sharing}
+            came = self._phase(Mask, Masked, mine, [8 * size])
+            masked = {c + 1: np.frombuffer(found[0], dtype="<u8").astype(np.uint64) for c, found in came.items()}
+            arrived = sorted(server.enough(came, "sent their upload"))
+            opened = self._phase(Open, Opened, dict.fromkeys(arrived, (arrived, [])), [SHARE * len(sharing)])
+            found = {c + 1: _opened(block[0], sharing, arrived) for c, block in opened.items()}
+            return server.total(masked, found), arrived
+        except (QuorumError, SecureAggregationError) as error:
+            self.why = error.what
+            return None
+
+    def _phase(
+        self, asking: type[Phase], answering: type[Phase], said: Mapping[int, tuple[list[int], list[bytes]]], lengths: Sequence[int]
+    ) -> dict[int, tuple[bytes, ...]]:
+        """Blocks of those who answered, of these lengths."""
+        messages = {
+            client: parcel(asking(run=self.run, round=self.number, clients=clients), tuple(blocks)).pack()
+            for client, (clients, blocks) in said.items()
+        }
+        self.sent.update({client: sum(map(len, blocks)) for client, (_, blocks) in said.items()})
+        answers, found = self.tell(messages), {}
+        for client in sorted(messages):
+            try:
+                found[client] = self._read(answers[client], answering, lengths)
+                self.came[client] += sum(lengths)
+            except Away as error:
+                self.lost[client] = error.code, error.why
+            except UNREADABLE as error:
+                self.lost[client] = "malformed", what_of(error)
+        return found
+
+    def _read(self, data: bytes | str, kind: type[Phase], lengths: Sequence[int]) -> tuple[bytes, ...]:
+        answer = heard(data, HEAD + sum(lengths))
+        said = read(answer, kind)
+        if (said.run, said.round) != (self.run, self.number) or [*map(len, answer.blocks)] != [*lengths]:
+            raise StateError("an answer of another round, or blocks of another size", where="message")
+        return answer.blocks
+
+
+def keys_of(block: bytes) -> Keys:
+    """A client's public keys.
+
+    Raises:
+        StateError: none.
+    """
+    if len(block) != KEYS:
+        raise StateError(f"public keys of {len(block)} bytes, want {KEYS}", where="message")
+    third = KEYS // 3
+    return Keys(block[:third], block[third : 2 * third], block[2 * third :])
+
+
+def _opened(block: bytes, sharing: Sequence[int], arrived: Sequence[int]) -> secagg.Opened:
+    shares = {c: block[SHARE * i : SHARE * (i + 1)] for i, c in enumerate(sharing)}
+    seeds = {c + 1: share for c, share in shares.items() if c in set(arrived)}
+    return secagg.Opened(seeds, {c + 1: share for c, share in shares.items() if c + 1 not in seeds})

@@ -1,0 +1,156 @@
+"""A round of which the server sees sums alone: what a client adds to them, and what they say.
+
+One vector of fixed-point numbers per client, in which every row of the bank has a place:
+
+    for every row and leaf  sum of weight * change       over the client's slots that are in the row
+    for every row           sum of weights, number of slots
+                            sum of weight * loss         over all rows
+
+The sum over clients modulo 2^64 is exact, whatever its order, so a simulation has the bits of a deployment in which the vectors are
+added behind masks (:mod:`fedquilt.privacy.secagg`). Which row a slot is in stays with its client: rows it does not use are zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedquilt.privacy import fixed
+from fedquilt.privacy.fixed import Words
+from fedquilt.types import Failure, Leaf, Reply, Slot, Stack
+
+BITS = 32  # behind the point: 2e-10, and sums up to 2e9
+KEYS, SHARE, SEALED = 96, 33, 94  # bytes: of a client's public keys, of an opened share, of two shares encrypted for somebody
+
+
+class Sums(NamedTuple):
+    """Of K rows: ``delta [K, ...]`` weighted sums in float64, ``weights [K]``, ``counts [K]`` int64 slots, ``loss``, weighted."""
+
+    delta: Stack
+    weights: Tensor
+    counts: Tensor
+    loss: float
+
+    def means(self, leaves: Sequence[Leaf]) -> dict[str, Tensor]:
+        """Weighted means ``[K, ...]`` in the leaves' types; 0 where nothing weighs."""
+        mass = self.weights.clamp(min=torch.finfo(torch.float64).tiny)
+        return {
+            leaf.name: (self.delta[leaf.name] / mass.view(-1, *[1] * len(leaf.shape))).to(leaf.dtype)
+            for leaf in leaves
+            if leaf.name in self.delta
+        }
+
+
+@dataclass(frozen=True)
+class Total:
+    """What came of a round.
+
+    Attributes:
+        sums: None: too few clients for any.
+        slots: of the clients whose part is in it.
+        failures: slots of the others.
+        sent, came: bytes per client beside the adapters that it was sent: keys, shares, the vector.
+    """
+
+    sums: Sums | None
+    slots: tuple[Slot, ...]
+    failures: tuple[Failure, ...]
+    sent: Mapping[int, int]
+    came: Mapping[int, int]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where what is in the vector. ``leaves``: those that travel in a round; ``uniform``: every slot weighs 1."""
+
+    leaves: Sequence[Leaf]
+    rows: int = 1
+    uniform: bool = False
+
+    @property
+    def size(self) -> int:
+        """Numbers."""
+        return self.rows * (sum(leaf.size for leaf in self.leaves) + 2) + 1
+
+    def words(self, replies: Sequence[tuple[int, Reply]], clients: int) -> Words:
+        """A client's vector from its slots' rows and replies; one that diverged is left out, as the gate of a server would.
+
+        Raises:
+            ValueError: so large that the sum over ``clients`` such vectors could leave 64 bits.
+        """
+        vector = np.zeros(self.size)
+        places, counts, loss = self._parts(vector)
+        for row, reply in replies:
+            change = self._flat(reply.delta)
+            if not (np.isfinite(change).all() and np.isfinite(reply.extra["loss"])):
+                continue
+            weight = 1.0 if self.uniform else reply.weight
+            places[row] += weight * change
+            counts[row] += weight, 1.0
+            loss += weight * reply.extra["loss"]
+        return fixed.encode(vector, bits=BITS, contributors=clients)
+
+    def read(self, total: Words) -> Sums:
+        """The inverse, of a sum."""
+        places, counts, loss = self._parts(fixed.decode(total, bits=BITS))
+        delta, at = {}, 0
+        for leaf in sorted(self.leaves, key=lambda leaf: leaf.name):
+            delta[leaf.name] = torch.from_numpy(places[:, at : at + leaf.size].copy()).reshape(self.rows, *leaf.shape)
+            at += leaf.size
+        weights, many = torch.from_numpy(counts.copy()).unbind(1)
+        return Sums(delta, weights, many.long(), float(loss[0]))
+
+    def _parts(self, vector: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Views: ``[rows, numbers]``, ``[rows, 2]``, ``[1]``."""
+        changes, counts = vector[: -2 * self.rows - 1], vector[-2 * self.rows - 1 : -1]
+        return changes.reshape(self.rows, -1), counts.reshape(self.rows, 2), vector[-1:]
+
+    def _flat(self, delta: Mapping[str, Tensor]) -> NDArray[np.float64]:
+        parts = [delta[leaf.name].reshape(-1).double().numpy() for leaf in sorted(self.leaves, key=lambda leaf: leaf.name)]
+        return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def added(layout: Layout, parts: Mapping[int, Sequence[tuple[int, Reply]]]) -> Total:
+    """The total of clients that are all here: ``parts``: client -> row and reply of each of its slots.
+
+    Bytes are those of the protocol with everybody there to the end.
+    """
+    vectors: dict[int, Words] = {}
+    failures: list[Failure] = []
+    for client, replies in sorted(parts.items()):
+        try:
+            vectors[client] = layout.words(replies, len(parts))
+        except ValueError as error:
+            failures += [Failure(reply.slot, "refused", str(error)) for _, reply in replies]
+    if len(vectors) < least(len(parts)):
+        slots = [reply.slot for client in sorted(vectors) for _, reply in parts[client]]
+        failures += [Failure(slot, "lost", too_few(len(vectors), len(parts))) for slot in slots]
+        return Total(None, (), tuple(failures), {}, {})
+    total = np.zeros(layout.size, dtype=np.uint64)
+    for vector in vectors.values():
+        total += vector
+    slots = [reply.slot for client in vectors for _, reply in parts[client]]
+    sent, came = traffic(len(vectors), layout.size)
+    return Total(layout.read(total), tuple(slots), tuple(failures), dict.fromkeys(vectors, sent), dict.fromkeys(vectors, came))
+
+
+def least(clients: int) -> int:
+    """The smallest threshold that clients accept: more than two thirds, and two (the sum of one is what it sent)."""
+    return max(2, 2 * clients // 3 + 1)
+
+
+def too_few(there: int, asked: int) -> str:
+    """Why there is no sum."""
+    return f"{there} of {asked} clients are too few to hide among: {least(asked)} are needed"
+
+
+def traffic(clients: int, numbers: int) -> tuple[int, int]:
+    """Bytes that a client is sent and sends in one sum of so many clients, nobody leaving (heads of messages not counted)."""
+    shares = (clients - 1) * SEALED
+    return clients * KEYS + shares, KEYS + shares + 8 * numbers + clients * SHARE
