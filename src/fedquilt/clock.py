@@ -19,6 +19,7 @@ from fedquilt.errors import FedquiltError, QuorumError
 from fedquilt.gate import Gate, Rejection
 from fedquilt.meter import Meter
 from fedquilt.method import Program, collect
+from fedquilt.privacy.sums import Total
 from fedquilt.types import Failure, Hub, Job, Metrics, Reply, Round, Shipment, Slot, Spec, Updates
 
 PATIENCE = 3  # abandoned rounds in a row before giving up
@@ -53,7 +54,8 @@ class Drive:
     """Runs rounds of a program on an engine.
 
     Args:
-        observe: extra deterministic records of a round, from (updates, hub after it): ``file -> lines``.
+        observe: extra deterministic records of a round, from (updates, hub after it): ``file -> lines``; no updates where clients
+            add up among themselves.
         evaluate: the record of an evaluation, or None to skip; called with the hub after round ``number`` (0: at the start).
         notice: told about every finished round.
         fingerprint: numbers in the fingerprint of a newcomer's data, for methods that ask for it.
@@ -67,7 +69,7 @@ class Drive:
     meter: Meter
     seed: int
     rounds: int
-    observe: Callable[[int, Updates, Hub], dict[str, list[dict[str, Any]]]]
+    observe: Callable[[int, Updates | None, Hub], dict[str, list[dict[str, Any]]]]
     evaluate: Callable[[Hub, int], dict[str, Any] | None]
     notice: Callable[[int, Mapping[str, Any], Mapping[str, Any] | None], None]
     fingerprint: int = 0
@@ -100,7 +102,7 @@ class Drive:
     def _round(self, hub: Hub, now: Round, gate: Gate) -> Hub:
         jobs = self.program.plan(hub, self.engine.roster(now.number), now)
         self.meter.start_round()
-        shipments = self.delivery.send(jobs, now)
+        shipments = {} if self.program.client.choose else self.delivery.send(jobs, now)  # who chooses is sent all rows
         self.meter.down(shipments)
         came = (self._added if self.program.client.summed else self._replied)(hub, jobs, shipments, now, gate)
         after, records = self._step(hub, came, len(jobs), now)
@@ -134,7 +136,7 @@ class Drive:
 
     def _added(self, hub: Hub, jobs: Sequence[Job], shipments: Shipments, now: Round, gate: Gate) -> _Came:
         """A round of clients that add up among themselves: there is nothing that a gate could look at."""
-        total = self.engine.total(jobs, hub.bank, shipments)
+        total = self.engine.total(jobs, hub, shipments) if jobs else Total(None, (), (), {}, {})
         self.meter.beside(total.sent, total.came)
         self.delivery.forget([failure.slot for failure in total.failures])
         rejected = [Rejection(failure.slot, failure.code, failure.detail) for failure in total.failures]
@@ -143,7 +145,8 @@ class Drive:
         weight = float(total.sums.weights.sum())
 
         def step(before: Hub) -> _Step:
-            return *self.program.fold(before, total), {}
+            after, metrics = self.program.fold(before, total)
+            return after, metrics, self.observe(now.number, None, after)
 
         return _Came(int(total.sums.counts.sum()), rejected, total.sums.loss / weight if weight else None, step)
 

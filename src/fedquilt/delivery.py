@@ -32,8 +32,7 @@ class Delivery:
 
     def send(self, jobs: Sequence[Job], now: Round) -> dict[Slot, Shipment]:
         """What each job's slot is sent now; from then on it has it."""
-        own = set(self.client.train(now)) - set(self.client.share(now))
-        common = [name for name in self.spec.names() if name not in own]
+        common = self.client.common(self.spec, now)
         due = {job.slot: Shipment(self._due(job, common), self.visits.get(job.slot, (0, 0))[0]) for job in jobs}
         self.visits.update({job.slot: (now.number, job.row) for job in jobs})
         return due

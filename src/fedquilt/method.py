@@ -62,6 +62,7 @@ class ClientPlan(NamedTuple):
     wire: wire_.chain
     fingerprint: assign_.Fingerprints = ""  # what newcomers (slots in row 0) send
     uniform: bool = False  # whether every slot counts the same where clients add up among themselves
+    choose: assign_.chosen | None = None  # how clients find the rows of their slots, if they do
 
     @property
     def summed(self) -> bool:
@@ -71,7 +72,13 @@ class ClientPlan(NamedTuple):
     def layout(self, leaves: Sequence[Leaf], now: Round) -> Layout:
         """What a client adds in a round."""
         shared = set(self.share(now))
-        return Layout([leaf for leaf in leaves if leaf.name in shared], uniform=self.uniform)
+        rows = self.choose.rows if self.choose else 1
+        return Layout([leaf for leaf in leaves if leaf.name in shared], rows, self.uniform)
+
+    def common(self, spec: Spec, now: Round) -> list[str]:
+        """Leaves that a server sends: what trains and does not travel is the client's own."""
+        own = set(self.train(now)) - set(self.share(now))
+        return [name for name in spec.names() if name not in own]
 
 
 class Program(NamedTuple):
@@ -117,7 +124,8 @@ def compose(method: Method, spec: Spec) -> Program:
     def fold(hub: Hub, total: Total) -> tuple[Hub, Metrics]:
         return summed_step(method, spec, hub, total)
 
-    half = ClientPlan(train, share, method.local, method.wire, method.assign.fingerprint, method.reduce.unweighted)
+    choose = method.assign if isinstance(method.assign, assign_.chosen) else None
+    half = ClientPlan(train, share, method.local, method.wire, method.assign.fingerprint, method.reduce.unweighted, choose)
     return Program(init, plan, half, step, fold)
 
 
@@ -151,7 +159,7 @@ def summed_step(method: Method, spec: Spec, hub: Hub, total: Total) -> tuple[Hub
     delta = method.wire.finish(total.sums.means(spec.leaves), touched, total.sums.counts)
     bank, memory = method.apply(hub.bank, delta, touched, hub.memory)
     table = {**hub.table, **dict.fromkeys(total.slots, 0)}
-    return Hub(bank, dict(sorted(table.items())), hub.patch, memory, hub.step + 1), {}
+    return Hub(bank, dict(sorted(table.items())), hub.patch, {**memory, **total.memory}, hub.step + 1), {}
 
 
 def rebase(updates: Updates, hub: Hub, group: Tensor) -> dict[str, Tensor]:
@@ -177,6 +185,11 @@ def check(method: Method, spec: Spec) -> None:
 
 def _hidden(method: Method, spec: Spec) -> None:
     hiding = [part for part in method.wire.parts if getattr(part, "hides", False)]
+    if not hiding and isinstance(method.assign, assign_.chosen):
+        why = "the server is told the sum of every row, and of no slot in which row it is"
+        raise CompositionError(
+            "clients choose rows, and do not add up", where="method.assign", why=why, fix="secure_aggregation = true"
+        )
     if not hiding:
         return
     looking: dict[str, object] = {"assign": method.assign, "reduce": method.reduce} | {f"wire.{p}": p for p in method.wire.parts}
@@ -186,7 +199,7 @@ def _hidden(method: Method, spec: Spec) -> None:
             raise CompositionError(
                 f"{type(part).__name__} must see {sees} of the updates, but {type(hiding[0]).__name__} shows only sums",
                 where=f"method.{name}",
-                fix="drop one of the two",
+                fix="drop one of the two" + ("; fltac: method.choice = 'clients'" if isinstance(part, assign_.kmeans) else ""),
             )
     if not isinstance(method.reduce, reduce_.mean):
         what = f"{type(method.reduce).__name__} is no weighted mean, and clients that add up among themselves give nothing else"

@@ -20,7 +20,8 @@ from tiny import tiny_config
 from fedquilt.deploy.build import host, pins, remote
 from fedquilt.deploy.host import Host
 from fedquilt.deploy.loopback import Loopback, Node
-from fedquilt.deploy.parcel import HEAD, Done, Parcel, Pins, Trained, parcel, read, unpack
+from fedquilt.deploy.messages import Done, Pins, Trained
+from fedquilt.deploy.parcel import HEAD, Parcel, parcel, read, unpack
 from fedquilt.deploy.remote import Remote
 from fedquilt.errors import CompositionError, ConfigError, StateError
 from fedquilt.method import ClientPlan

@@ -15,7 +15,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedquilt.deploy.flower import grid as module
 from fedquilt.deploy.flower.codec import unwrapped, wrapped
 from fedquilt.deploy.flower.grid import GridTransport
-from fedquilt.deploy.parcel import Done, Trained, parcel
+from fedquilt.deploy.messages import Done, Trained
+from fedquilt.deploy.parcel import parcel
 from fedquilt.errors import StateError
 from fedquilt.meter import Meter
 from fedquilt.types import Leaf, Spec

@@ -14,7 +14,8 @@ from tiny import SIZES, WORDS, write_tasks
 
 from fedquilt.deploy.build import host, remote
 from fedquilt.deploy.loopback import Loopback, Node
-from fedquilt.deploy.parcel import Judge, Judged, Parcel, Refused, Score, parcel, read, unpack
+from fedquilt.deploy.messages import Judge, Judged, Refused, Score
+from fedquilt.deploy.parcel import Parcel, parcel, read, unpack
 from fedquilt.errors import ConfigError
 from fedquilt.report.read import load_run
 from fedquilt.report.results import panel

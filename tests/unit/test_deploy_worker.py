@@ -16,7 +16,8 @@ from tiny import tiny_config
 
 from fedquilt.deploy.build import host, remote
 from fedquilt.deploy.loopback import Loopback
-from fedquilt.deploy.parcel import Train, parcel, unpack
+from fedquilt.deploy.messages import Train
+from fedquilt.deploy.parcel import parcel, unpack
 from fedquilt.deploy.remote import Remote
 from fedquilt.deploy.worker import TAKEN, ask, log_of, start
 from fedquilt.errors import StateError

@@ -136,7 +136,7 @@ def test_only_clients_whose_nearest_clusters_collide_need_a_match(seed: int) -> 
     stream = generator(seed, "cost")
     owner = torch.arange(5).repeat_interleave(torch.tensor([1, 2, 3, 6, 2]))[torch.randperm(14, generator=stream)]
     distance = torch.rand(14, 6, generator=stream, dtype=torch.float64)
-    labels = lloyd._assign(distance, owner)
+    labels = lloyd.assigned(distance, owner)
     for client in range(int(owner.max()) + 1):
         mine = distance[owner == client]
         rows, columns = linear_sum_assignment(mine.numpy())

@@ -62,7 +62,7 @@ def test_inside_a_client_the_heavier_slot_has_the_first_choice() -> None:
         weight = torch.ones(4, dtype=torch.float64)
         weight[heavy] = 100.0
         distance = lloyd.squared(points[:2], centres) * weight[:2, None]
-        assert lloyd._assign(distance, torch.tensor([0, 0])).tolist() == expected
+        assert lloyd.assigned(distance, torch.tensor([0, 0])).tolist() == expected
 
 
 def test_starts_are_drawn_by_weight() -> None:

@@ -96,7 +96,7 @@ def constrained(points: Tensor, start: Tensor, clients: Sequence[int], weight: T
     """
     owner = torch.unique(torch.as_tensor(clients), return_inverse=True)[1]
     counts = _weights(points, weight)
-    return _until_stable(points, start, counts, lambda distance: _assign(distance * counts[:, None], owner))
+    return _until_stable(points, start, counts, lambda distance: assigned(distance * counts[:, None], owner))
 
 
 def silhouette(points: Tensor, labels: Tensor, weight: Tensor | None = None) -> float:
@@ -138,7 +138,7 @@ def _until_stable(
     return Clustering(labels, sum(float((some - centres[own]).square().sum(1) @ many) for some, own, many in parts))
 
 
-def _assign(distance: Tensor, owner: Tensor) -> Tensor:
+def assigned(distance: Tensor, owner: Tensor) -> Tensor:
     """The cheapest different clusters for items ``[n]`` of the same ``owner [n]``, numbered from 0."""
     from scipy.optimize import linear_sum_assignment
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fedquilt.deploy.elsewhere import Elsewhere, evaluation
 from fedquilt.deploy.host import Host
-from fedquilt.deploy.parcel import SLOTS, Pins
+from fedquilt.deploy.messages import SLOTS, Pins
 from fedquilt.deploy.remote import Remote, Transport
 from fedquilt.errors import CompositionError
 from fedquilt.runs.atomic import write_atomic

@@ -40,7 +40,7 @@ def evaluation(engine: Remote, hub: Hub) -> dict[str, Any] | None:
         {
             "client": slot.client,
             "slot": slot.number,
-            "row": hub.row_of(slot),
+            "row": None if engine.client.choose else hub.row_of(slot),  # who chooses tells nobody
             "task": name(slot, score.part),
             "metrics": dict(score.metrics),
             "samples": score.samples,

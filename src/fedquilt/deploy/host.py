@@ -8,28 +8,28 @@ begins from the newest generation before r. So a server that fell back to an ear
 from __future__ import annotations
 
 import hashlib
-import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from safetensors.torch import load, save
 from torch import Tensor
 
 from fedquilt import tree
-from fedquilt.deploy.parcel import (
-    HEAD,
+from fedquilt.assign.chosen import WIDTH, Question, unpacked
+from fedquilt.deploy.generations import Generations, private
+from fedquilt.deploy.messages import (
     MOST,
     Ask,
     Done,
     Hello,
     Judge,
     Judged,
-    Parcel,
     Pins,
+    Place,
     Present,
     Ready,
     Refused,
@@ -37,14 +37,15 @@ from fedquilt.deploy.parcel import (
     Train,
     Trained,
     Undone,
-    parcel,
-    read,
-    unpack,
 )
+from fedquilt.deploy.parcel import HEAD, Parcel, parcel, read, unpack
 from fedquilt.engine.base import InProcess
-from fedquilt.engine.kept import InMemory, kept_of, slot_of
+from fedquilt.engine.kept import InMemory
+from fedquilt.engine.summing import answer, rows
 from fedquilt.errors import FedquiltError, QuorumError, StateError
 from fedquilt.evaluate import Evaluator
+from fedquilt.privacy.fixed import Words
+from fedquilt.privacy.sums import encoded
 from fedquilt.runs.atomic import write_atomic
 from fedquilt.types import Job, Leaf, Reply, Round, Slot, State
 from fedquilt.wire import message
@@ -52,64 +53,7 @@ from fedquilt.wire import message
 if TYPE_CHECKING:
     from fedquilt.deploy.summing import Party
 
-NAME = re.compile(r"round-(\d{6,})-([0-9a-f]{64})\.safetensors")
 HELD, VISIT = "held", "visit"  # kinds of what a slot keeps, beside the engine's own
-
-
-@dataclass
-class Generations:
-    """What a client's slots held after each of the last rounds: a file per round, named by its content.
-
-    Args:
-        keep: rounds. A server that writes a checkpoint every k rounds may fall back by k, and by k more if the newest is damaged.
-    """
-
-    folder: Path
-    keep: int
-
-    def __post_init__(self) -> None:
-        private(self.folder)
-
-    def before(self, number: int) -> dict[Slot, dict[str, State]]:
-        """The newest generation before round ``number``; those of it and later ones never were.
-
-        Raises:
-            StateError: it is damaged.
-        """
-        for late, path in self._rounds().items():
-            if late >= number:
-                path.unlink()
-        return self.after(number - 1)
-
-    def after(self, number: int) -> dict[Slot, dict[str, State]]:
-        """What slots held after round ``number``: the newest generation up to it.
-
-        Raises:
-            StateError: it is damaged.
-        """
-        found = {r: path for r, path in self._rounds().items() if r <= number}
-        if not found:
-            return {}
-        path = found[max(found)]
-        data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest() != path.name[-76:-12]:
-            raise StateError(f"{path.name} is corrupt", where=str(path), why="its SHA-256 is another", fix="remove it")
-        slots: dict[Slot, dict[str, Tensor]] = {}
-        for key, x in load(data).items():
-            slots.setdefault(slot_of(key), {})[key] = x
-        return {slot: dict(kept_of(tensors)) for slot, tensors in slots.items()}
-
-    def write(self, number: int, kept: InMemory) -> None:
-        """The generation of a round; the oldest ones go."""
-        data = save({key: x.contiguous() for key, x in kept.tensors().items()})
-        name = f"round-{number:06d}-{hashlib.sha256(data).hexdigest()}.safetensors"
-        write_atomic(self.folder / name, data)
-        found = self._rounds()
-        for old in sorted(found)[: -self.keep]:
-            found[old].unlink()
-
-    def _rounds(self) -> dict[int, Path]:
-        return {int(m[1]): path for path in self.folder.iterdir() if (m := NAME.fullmatch(path.name))}
 
 
 @dataclass
@@ -151,6 +95,8 @@ class Host:
                     said = self._hello(read(asked, Hello))
                 case "judge":
                     said = self._judge(read(asked, Judge), asked.blocks)
+                case "place":
+                    said = self._place(read(asked, Place), asked.blocks)
                 case "share" | "mask" | "open":
                     said = self._phase(asked, data)
                 case _:
@@ -167,7 +113,10 @@ class Host:
     @property
     def _most(self) -> int:
         """Bytes of the largest message: every slot's whole adapter, or as many clients' keys as a head can name."""
-        return 2 * HEAD + len(self.engine.view.slots) * message.size(self.leaves)
+        choose, look = self.engine.client.choose, self.engine.fingerprint
+        adapters = max(len(self.engine.view.slots), choose.k if choose else 0)
+        centres = 8 * (2 * look.size + 2 * choose.k * (WIDTH + choose.starts * choose.k)) if choose and look else 0
+        return 2 * HEAD + adapters * message.size(self.leaves) + centres
 
     def _hello(self, hello: Hello) -> Parcel:
         if other := self._other(hello.pins):
@@ -189,17 +138,30 @@ class Host:
     def _train(self, train: Train, blocks: tuple[bytes, ...]) -> Parcel:
         if train.pins != self.pins.all:
             return parcel(Refused(why="another configuration"))
-        if len(train.asks) != len(blocks) or len({ask.slot for ask in train.asks}) != len(train.asks):
+        client = self.engine.client
+        wanted = client.choose.rows if client.choose else len(train.asks)  # all rows but that of newcomers, and the centres
+        if wanted != len(blocks) or len({ask.slot for ask in train.asks}) != len(train.asks):
             raise StateError("a train message with other blocks than slots", where="message")
-        if (train.clients > 0) != self.engine.client.summed:
+        if (train.clients > 0) != client.summed:
             raise StateError("a train message that does not say how many clients add up, or says it in vain", where="message")
         generations = Generations(self.folder / train.run, self.keep)
         if not self._same(generations.folder):
             return parcel(Refused(why="other data than before"))
-        before = generations.before(train.round)
-        now, kept, jobs, undone = Round(train.round, self.seed), InMemory(), [], []
-        for slot, state in before.items():
+        kept = InMemory()
+        for slot, state in generations.before(train.round).items():
             kept.put(slot, state)
+        jobs, undone = (self._chosen if client.choose else self._asked)(train, blocks, kept)
+        replies = self._trained(jobs, kept)
+        generations.write(train.round, kept)
+        if not client.summed:
+            return self._reply(train, replies, undone)
+        rows = {job.slot: job.row if client.choose else 0 for job in jobs}
+        layout = client.layout(self.leaves, Round(train.round, self.seed))
+        return self._ready(train, undone, partial(layout.words, [(rows[reply.slot], reply) for reply in replies]))
+
+    def _asked(self, train: Train, blocks: tuple[bytes, ...], kept: InMemory) -> tuple[list[Job], list[Undone]]:
+        """Jobs of slots that hold what the server thinks; what they were sent is in ``kept``."""
+        jobs, undone, now = [], [], Round(train.round, self.seed)
         there = self.engine.roster(train.round).get(self.client, 0)
         for ask, block in zip(train.asks, blocks, strict=True):
             slot = Slot(self.client, ask.slot)
@@ -211,26 +173,60 @@ class Host:
                 held = tree.merge(kept.get(slot).get(HELD, {}) if ask.since else {}, self._received(ask, block))
                 kept.put(slot, {**kept.get(slot), HELD: held, VISIT: {"round": torch.tensor([train.round])}})
                 jobs.append(Job(slot, 0 if ask.new else 1, now, ask.effort))
-        replies = self._trained(jobs, kept)
-        generations.write(train.round, kept)
-        return (self._ready if self.engine.client.summed else self._reply)(train, replies, undone)
+        return jobs, undone
 
-    def _ready(self, train: Train, replies: list[Reply], undone: list[Undone]) -> Parcel:
+    def _chosen(self, train: Train, blocks: tuple[bytes, ...], kept: InMemory) -> tuple[list[Job], list[Undone]]:
+        """Jobs in the rows that this client chooses."""
+        jobs, undone, now = [], [], Round(train.round, self.seed)
+        rows = self._rows(blocks, now)
+        common = set(self.engine.client.common(self.engine.spec, now))
+        leaves = [leaf for leaf in self.leaves if leaf.name in common]
+        for ask in train.asks:
+            slot = Slot(self.client, ask.slot)
+            if slot not in rows:
+                undone.append(Undone(slot=ask.slot, code="refused"))
+                continue
+            kept.put(slot, {**kept.get(slot), HELD: message.decode(blocks[rows[slot] - 1], leaves)})
+            jobs.append(Job(slot, rows[slot], now, ask.effort))
+        return jobs, undone
+
+    def _rows(self, blocks: tuple[bytes, ...], now: Round) -> dict[Slot, int]:
+        """By the centres, which are the last block."""
+        told = self._question(blocks[-1])
+        if told.centres is None or len(told.centres) != 1:
+            raise StateError("not one set of centres", where="message")
+        return rows(self.engine, self.client, told, now, self.start)
+
+    def _question(self, block: bytes) -> Question:
+        how, look = self.engine.client.choose, self.engine.fingerprint
+        if how is None or look is None:
+            raise StateError("centres, where nobody chooses a row", where="message")
+        return unpacked(block, how.k, look.size, how.starts)
+
+    def _place(self, place: Place, blocks: tuple[bytes, ...]) -> Parcel:
+        if place.pins != self.pins.all:
+            return parcel(Refused(why="another configuration"))
+        if len(blocks) != 1:
+            raise StateError("a question of several blocks", where="message")
+        now = Round(place.round, self.seed)
+        vector = answer(self.engine, self.client, self._question(blocks[0]), now, self.start)
+        return self._ready(place, [], partial(encoded, vector))
+
+    def _ready(self, asked: Train | Place, undone: list[Undone], words: Callable[[int], Words]) -> Parcel:
         """Keep what would have been sent until the others are ready, too."""
-        from fedquilt.deploy.summing import Party  # here, for not everybody has cryptography
+        from fedquilt.deploy.summing import Party, Which  # here, for not everybody has cryptography
 
-        layout = self.engine.client.layout(self.leaves, Round(train.round, self.seed))
+        which = Which(asked.run, asked.round, asked.step if isinstance(asked, Place) else 0)
         try:
-            words = layout.words([(0, reply) for reply in replies], train.clients)
+            self.party = Party(self.client, which, words(asked.clients), asked.clients)
         except ValueError as error:
-            raise StateError("these changes cannot be added", where="update", why=str(error), fix="lower method.lr") from error
-        self.party = Party(self.client, train.run, train.round, words, train.clients)
-        return parcel(Ready(run=train.run, round=train.round, undone=undone), (self.party.keys(),))
+            raise StateError("these numbers cannot be added", where="sum", why=str(error), fix="lower method.lr") from error
+        return parcel(Ready(**which._asdict(), undone=undone), (self.party.keys(),))
 
     def _phase(self, asked: Parcel, data: bytes) -> Parcel:
         """A phase of the sum; the same again if it is asked the same again, for its answer may have been lost on the way."""
         if self.party is None:
-            raise StateError("a phase of a sum that was not begun here", where="update", why="the worker is another one by now")
+            raise StateError("a phase of a sum that was not begun here", where="sum", why="the worker is another one by now")
         if self.answered[0] != data:
             self.answered = data, self.party.answer(asked)
         return self.answered[1]
@@ -247,19 +243,22 @@ class Host:
         """How good these adapters are on this client's own evaluation rows; leaves that stay here are its own."""
         if judge.pins != self.pins.all:
             return parcel(Refused(why="another configuration"))
-        if len(judge.slots) != len(blocks) or len(set(judge.slots)) != len(judge.slots):
+        choose = self.engine.client.choose if judge.round else None  # before the first round there is nothing to choose from
+        if (choose.rows if choose else len(judge.slots)) != len(blocks) or len(set(judge.slots)) != len(judge.slots):
             raise StateError("a judge message with other blocks than slots", where="message")
         kept, now = Generations(self.folder / judge.run, self.keep).after(judge.round), max(1, judge.round)
         there, scores = self.engine.roster(now).get(self.client, 0), []
-        for number, block in zip(judge.slots, blocks, strict=True):
+        chosen = self._rows(blocks, Round(now, self.seed)) if choose else {}
+        for place, number in enumerate(judge.slots):
             slot = Slot(self.client, number)
             if number >= there:
                 continue
+            block = blocks[chosen[slot] - 1 if choose else place]
             state = tree.merge(message.decode(block, self.leaves), kept.get(slot, {}).get("private", {}))
-            for part, (name, rows) in enumerate(self.engine.view.data(slot, now).parts):
+            for part, (name, examples) in enumerate(self.engine.view.data(slot, now).parts):
                 found = self.evaluator.of(state, name)
                 metrics = {key: value if abs(value) <= MOST else None for key, value in found.items()}
-                scores.append(Score.model_validate({"slot": number, "part": part, "metrics": metrics, "samples": len(rows)}))
+                scores.append(Score.model_validate({"slot": number, "part": part, "metrics": metrics, "samples": len(examples)}))
         return parcel(Judged(run=judge.run, round=judge.round, scores=scores))
 
     def _received(self, ask: Ask, block: bytes) -> dict[str, Tensor]:
@@ -291,9 +290,3 @@ class Host:
 def _visit(kept: Mapping[str, State]) -> int:
     """The round in which a slot was last sent something; 0: never."""
     return int(kept[VISIT]["round"]) if VISIT in kept else 0
-
-
-def private(folder: Path) -> None:
-    """A folder that only its owner may open: it holds what was learnt from private data."""
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)

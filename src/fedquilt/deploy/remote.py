@@ -13,31 +13,15 @@ from typing import Protocol
 from torch import Tensor
 
 from fedquilt import tree
-from fedquilt.deploy.parcel import (
-    HEAD,
-    UNREADABLE,
-    Ask,
-    Away,
-    Hello,
-    Judge,
-    Judged,
-    Pins,
-    Present,
-    Ready,
-    Score,
-    Train,
-    Trained,
-    heard,
-    parcel,
-    plain,
-    read,
-    what_of,
-)
+from fedquilt.assign.chosen import packed
+from fedquilt.deploy.messages import Ask, Hello, Judge, Judged, Pins, Present, Score, Train, Trained
+from fedquilt.deploy.parcel import HEAD, UNREADABLE, Away, heard, parcel, plain, read, what_of
 from fedquilt.engine.kept import InMemory, Kept
+from fedquilt.engine.summing import places
 from fedquilt.errors import ConfigError, FedquiltError, StateError
 from fedquilt.meter import fingerprint_size
 from fedquilt.method import ClientPlan
-from fedquilt.privacy.sums import KEYS, Total
+from fedquilt.privacy.sums import Total
 from fedquilt.types import Failure, Hub, Job, Leaf, Reply, Round, Shipment, Slot, Spec, Stack, State
 from fedquilt.wire import message
 
@@ -155,24 +139,28 @@ class Remote:
 
     def submit(self, jobs: Sequence[Job], bank: Stack, shipments: Mapping[Slot, Shipment]) -> list[int]:
         """One message per client; returns a ticket for each."""
+        tickets, mine_of = [], _by_client(jobs)
+        for client, data in self.training(jobs, bank, shipments).items():
+            ticket = self.transport.send(self.nodes[client], data)
+            self.out[ticket] = mine_of[client][0].round.number, {job.slot.number: job for job in mine_of[client]}
+            tickets.append(ticket)
+        return tickets
+
+    def training(self, jobs: Sequence[Job], bank: Stack, shipments: Mapping[Slot, Shipment]) -> dict[int, bytes]:
+        """Client -> its message, in order."""
         blocks_of: dict[tuple[int, tuple[str, ...]], bytes] = {}  # most slots of a row are sent the same
-        mine_of: dict[int, list[Job]] = {}
         for job in jobs:
-            mine_of.setdefault(job.slot.client, []).append(job)
             what = job.row, shipments[job.slot].leaves
             if what not in blocks_of:
                 blocks_of[what] = self._block(tree.row(bank, job.row), what[1])
-        tickets = []
-        for client, mine in sorted(mine_of.items()):
+        messages, mine_of = {}, _by_client(jobs)
+        how_many = {"clients": len(mine_of)} if self.client.summed else {}
+        for client, mine in mine_of.items():
             asks = [self._ask(job, shipments[job.slot]) for job in mine]
             blocks = tuple(blocks_of[job.row, shipments[job.slot].leaves] for job in mine)
-            how_many = {"clients": len(mine_of)} if self.client.summed else {}
             said = Train(run=self.run, pins=self.pins.all, round=mine[0].round.number, asks=asks, **how_many)
-            content = parcel(said, blocks)
-            ticket = self.transport.send(self.nodes[client], content.pack())
-            self.out[ticket] = mine[0].round.number, {job.slot.number: job for job in mine}
-            tickets.append(ticket)
-        return tickets
+            messages[client] = parcel(said, blocks).pack()
+        return messages
 
     def poll(self, tickets: Sequence[int], deadline: float | None = None) -> list[Reply | Failure]:
         """All that came until the deadline, and a failure for every other job."""
@@ -188,64 +176,33 @@ class Remote:
                 found += [Failure(job.slot, "malformed", what_of(error)) for job in jobs.values()]
         return found
 
-    def total(self, jobs: Sequence[Job], bank: Stack, shipments: Mapping[Slot, Shipment]) -> Total:
+    def total(self, jobs: Sequence[Job], hub: Hub, shipments: Mapping[Slot, Shipment]) -> Total:
         """Let clients train, and collect the sum of what they would have sent, behind masks."""
-        from fedquilt.deploy.summing import Collection  # here, for not everybody has cryptography
+        from fedquilt.deploy.totals import Totals  # here, for not everybody has cryptography
 
-        if not jobs:
-            return Total(None, (), (), {}, {})
-        slots: dict[int, set[Slot]] = {}
-        for job in jobs:
-            slots.setdefault(job.slot.client, set()).add(job.slot)
-        tickets = dict(zip(self.submit(jobs, bank, shipments), sorted(slots), strict=True))  # one per client, in order
-        answers = self.transport.receive(list(tickets), self.deadline)
-        now, ready, failures = jobs[0].round, {}, []
-        collection = Collection(self.run, now.number, len(slots), self._told)
-        for ticket, client in tickets.items():
-            del self.out[ticket]
-            try:
-                ready[client], undone = self._ready(answers.get(ticket, SILENT), now.number)
-            except Away as error:
-                collection.lost[client] = error.code, error.why
-                continue
-            except UNREADABLE as error:
-                collection.lost[client] = "malformed", what_of(error)
-                continue
-            behind = {Slot(client, number): code for number, code in undone.items()}
-            failures += [Failure(slot, behind[slot], "so it says") for slot in sorted(slots[client] & behind.keys())]
-            slots[client] -= behind.keys()
-        layout = self.client.layout(self.leaves, now)
-        found = collection.total(ready, layout.size)
-        there = found[1] if found else []
-        for client in sorted(set(ready) - set(there) - set(collection.lost)):
-            collection.lost[client] = "lost", collection.why
-        failures += [Failure(slot, *why) for client, why in collection.lost.items() for slot in sorted(slots[client])]
-        sums = layout.read(found[0]) if found else None
-        done = tuple(slot for client in there for slot in sorted(slots[client]))
-        return Total(sums, done, tuple(sorted(failures, key=lambda f: f.slot)), dict(collection.sent), dict(collection.came))
+        return Totals(self, jobs[0].round).total(jobs, hub, shipments)
 
-    def _told(self, messages: Mapping[int, bytes]) -> dict[int, bytes | str]:
+    def told(self, messages: Mapping[int, bytes]) -> dict[int, bytes | str]:
         """What clients answer to a message each, or why nothing came."""
         tickets = {self.transport.send(self.nodes[client], data): client for client, data in messages.items()}
         answers = self.transport.receive(list(tickets), self.deadline)
         return {client: answers.get(ticket, SILENT) for ticket, client in tickets.items()}
 
-    def _ready(self, data: bytes | str, number: int) -> tuple[bytes, dict[int, str]]:
-        """A client's public keys, and its slots that did not train."""
-        answer = heard(data, HEAD)
-        ready = read(answer, Ready)
-        if (ready.run, ready.round) != (self.run, number) or [*map(len, answer.blocks)] != [KEYS]:
-            raise StateError("an answer of another run or round, or without keys", where="message")
-        return answer.blocks[0], {one.slot: one.code for one in ready.undone}
+    def choices(self, hub: Hub, names: Sequence[str]) -> tuple[bytes, ...]:
+        """What a client needs to choose from: these leaves of every row but that of newcomers, and the centres."""
+        rows = range(1, tree.length(hub.bank))
+        return (*(self._block(tree.row(hub.bank, row), names) for row in rows), packed(places(hub.memory)))
 
     def judge(self, hub: Hub) -> list[tuple[Slot, Score]]:
         """What clients say of their rows after a round, on data that they alone have; in order. Who says nothing in time, or
         nonsense, is left out."""
         now, asked = max(1, hub.step), {}
-        for client, count in self.roster(now).items():
-            slots = list(range(count))
-            names = self.spec.names()
-            blocks = tuple(self._block(tree.row(hub.bank, hub.row_of(Slot(client, number))), names) for number in slots)
+        for client, many in self.roster(now).items():
+            slots, names = list(range(many)), self.spec.names()
+            if self.client.choose and hub.step:
+                blocks = self.choices(hub, names)
+            else:
+                blocks = tuple(self._block(tree.row(hub.bank, hub.row_of(Slot(client, number))), names) for number in slots)
             said = Judge(run=self.run, pins=self.pins.all, round=hub.step, slots=slots)
             asked[self.transport.send(self.nodes[client], parcel(said, blocks).pack())] = client
         answers, found = self.transport.receive(list(asked), self.deadline), []
@@ -337,6 +294,13 @@ class Remote:
         found += [Failure(jobs[one.slot].slot, one.code, "so it says") for one in trained.undone if one.slot in jobs]
         silent = set(jobs) - {entry.slot.number for entry in found}
         return found + [Failure(jobs[slot].slot, "lost", "the answer does not mention it") for slot in sorted(silent)]
+
+
+def _by_client(jobs: Sequence[Job]) -> dict[int, list[Job]]:
+    found: dict[int, list[Job]] = {}
+    for job in sorted(jobs, key=lambda job: job.slot):
+        found.setdefault(job.slot.client, []).append(job)
+    return found
 
 
 def _decoded(blocks: Iterator[bytes], leaves: Sequence[Leaf]) -> dict[str, Tensor]:

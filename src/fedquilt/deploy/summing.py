@@ -1,4 +1,4 @@
-"""A round's sum by messages, each half of :mod:`fedquilt.privacy.secagg`: who has trained says its keys, then three more phases.
+"""A sum by messages, each half of :mod:`fedquilt.privacy.secagg`: who has trained says its keys, then three more phases.
 
     ready                the client's keys; a block of 96 bytes
     share  -> shared     everybody's keys, a block each, in the order of ``clients``; shares for everybody else in that order
@@ -13,28 +13,15 @@ of clients and one, for they must be positive.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
-from fedquilt.deploy.parcel import (
-    HEAD,
-    UNREADABLE,
-    Away,
-    Mask,
-    Masked,
-    Open,
-    Opened,
-    Parcel,
-    Phase,
-    Share,
-    Shared,
-    heard,
-    parcel,
-    read,
-    what_of,
-)
+from fedquilt.deploy.messages import Mask, Masked, Open, Opened, Phase, Ready, Share, Shared
+from fedquilt.deploy.parcel import HEAD, UNREADABLE, Away, Parcel, heard, parcel, read, what_of
 from fedquilt.errors import QuorumError, StateError
 from fedquilt.privacy import secagg
 from fedquilt.privacy.fixed import Words
@@ -42,22 +29,30 @@ from fedquilt.privacy.secagg import Keys, SecureAggregationError
 from fedquilt.privacy.sums import KEYS, SEALED, SHARE, least
 
 
-def session(run: str, number: int) -> bytes:
-    """What keys are derived for: this run and round."""
-    return f"{run} {number}".encode()
+class Which(NamedTuple):
+    """One sum of a run: the changes of a round (step 0), or a question of it."""
+
+    run: str
+    round: int
+    step: int = 0
+
+    @property
+    def session(self) -> bytes:
+        """What keys are derived for."""
+        return f"{self.run} {self.round} {self.step}".encode()
 
 
 class Party:
-    """A client in one round's sum; lives as long as the round.
+    """A client in one sum.
 
     Args:
         words: its vector.
         clients: how many were asked: what the threshold is made from.
     """
 
-    def __init__(self, client: int, run: str, number: int, words: Words, clients: int) -> None:
-        self.client, self.run, self.number, self.words = client, run, number, words
-        self.secrets = secagg.Client(client + 1, session(run, number), least(clients))
+    def __init__(self, client: int, which: Which, words: Words, clients: int) -> None:
+        self.client, self.which, self.words = client, which, words
+        self.secrets = secagg.Client(client + 1, which.session, least(clients))
         self.holders: list[int] = []
 
     def keys(self) -> bytes:
@@ -78,8 +73,8 @@ class Party:
         }
         kind, how = kinds[asked.kind]
         said = read(asked, kind)
-        if (said.run, said.round) != (self.run, self.number) or said.clients != sorted(set(said.clients)):
-            raise StateError("a phase of another round, or clients out of order", where="message")
+        if Which(said.run, said.round, said.step) != self.which or said.clients != sorted(set(said.clients)):
+            raise StateError("a phase of another sum, or clients out of order", where="message")
         if len(asked.blocks) != (0 if kind is Open else len(said.clients)):
             raise StateError("a phase with other blocks than clients", where="message")
         return how(said.clients, asked.blocks)
@@ -100,12 +95,12 @@ class Party:
         return self._said(Opened, b"".join(both[c + 1] for c in self.holders))
 
     def _said(self, kind: type[Phase], *blocks: bytes) -> Parcel:
-        return parcel(kind(run=self.run, round=self.number), blocks)
+        return parcel(kind(**self.which._asdict()), blocks)
 
 
 @dataclass
 class Collection:
-    """The server in one round's sum.
+    """The server in one sum.
 
     Args:
         tell: messages to clients, and their answers, or why there is none.
@@ -117,8 +112,7 @@ class Collection:
         why: there is no sum.
     """
 
-    run: str
-    number: int
+    which: Which
     asked: int
     tell: Callable[[Mapping[int, bytes]], Mapping[int, bytes | str]]
     lost: dict[int, tuple[str, str]] = field(default_factory=dict)
@@ -126,12 +120,24 @@ class Collection:
     came: Counter[int] = field(default_factory=Counter)
     why: str = ""
 
+    def ready(self, answers: Mapping[int, bytes | str]) -> dict[int, tuple[bytes, dict[int, str]]]:
+        """Client -> its keys, and its slots that have no part in the sum and why, of those that say that they are ready."""
+        found: dict[int, tuple[bytes, dict[int, str]]] = {}
+        for client, data in answers.items():
+            with self._falling(client):
+                answer = heard(data, HEAD)
+                ready = read(answer, Ready)
+                if Which(ready.run, ready.round, ready.step) != self.which or [*map(len, answer.blocks)] != [KEYS]:
+                    raise StateError("an answer of another sum, or without keys", where="message")
+                found[client] = answer.blocks[0], {one.slot: str(one.code) for one in ready.undone}
+        return found
+
     def total(self, ready: Mapping[int, bytes], size: int) -> tuple[Words, list[int]] | None:
         """The sum of ``size`` numbers and whose it is; ``ready``: client -> what it said when it was ready.
 
         None: too few were there to the end, or somebody's shares are wrong.
         """
-        server = secagg.Server(session(self.run, self.number), least(self.asked))
+        server = secagg.Server(self.which.session, least(self.asked))
         self.came.update({client: len(block) for client, block in ready.items()})
         try:
             keys = server.collect_keys({c + 1: keys_of(block) for c, block in ready.items()})
@@ -158,26 +164,32 @@ class Collection:
     ) -> dict[int, tuple[bytes, ...]]:
         """Blocks of those who answered, of these lengths."""
         messages = {
-            client: parcel(asking(run=self.run, round=self.number, clients=clients), tuple(blocks)).pack()
+            client: parcel(asking(**self.which._asdict(), clients=clients), tuple(blocks)).pack()
             for client, (clients, blocks) in said.items()
         }
         self.sent.update({client: sum(map(len, blocks)) for client, (_, blocks) in said.items()})
         answers, found = self.tell(messages), {}
         for client in sorted(messages):
-            try:
+            with self._falling(client):
                 found[client] = self._read(answers[client], answering, lengths)
                 self.came[client] += sum(lengths)
-            except Away as error:
-                self.lost[client] = error.code, error.why
-            except UNREADABLE as error:
-                self.lost[client] = "malformed", what_of(error)
         return found
+
+    @contextmanager
+    def _falling(self, client: int) -> Iterator[None]:
+        """Who says nothing, or something else, falls out."""
+        try:
+            yield
+        except Away as error:
+            self.lost[client] = error.code, error.why
+        except UNREADABLE as error:
+            self.lost[client] = "malformed", what_of(error)
 
     def _read(self, data: bytes | str, kind: type[Phase], lengths: Sequence[int]) -> tuple[bytes, ...]:
         answer = heard(data, HEAD + sum(lengths))
         said = read(answer, kind)
-        if (said.run, said.round) != (self.run, self.number) or [*map(len, answer.blocks)] != [*lengths]:
-            raise StateError("an answer of another round, or blocks of another size", where="message")
+        if Which(said.run, said.round, said.step) != self.which or [*map(len, answer.blocks)] != [*lengths]:
+            raise StateError("an answer of another sum, or blocks of another size", where="message")
         return answer.blocks
 
 

@@ -12,14 +12,15 @@ from torch import Tensor
 
 from fedquilt import tree
 from fedquilt.data.view import SlotData, View
+from fedquilt.engine import summing
 from fedquilt.engine.batches import Sampler
 from fedquilt.engine.kept import InMemory, Kept
 from fedquilt.method import ClientPlan
 from fedquilt.models.fingerprint import Look
 from fedquilt.models.network import Network
-from fedquilt.privacy.sums import Total, added
+from fedquilt.privacy.sums import Total
 from fedquilt.ticks import Tick, between, silent
-from fedquilt.types import Batch, Failure, Job, Reply, Shipment, Slot, Spec, Stack, State
+from fedquilt.types import Batch, Failure, Hub, Job, Reply, Round, Shipment, Slot, Spec, Stack, State
 
 
 class Engine(Protocol):
@@ -42,7 +43,7 @@ class Engine(Protocol):
         """What is there, at the latest when ``deadline`` seconds have passed."""
         ...
 
-    def total(self, jobs: Sequence[Job], bank: Stack, shipments: Mapping[Slot, Shipment]) -> Total:
+    def total(self, jobs: Sequence[Job], hub: Hub, shipments: Mapping[Slot, Shipment]) -> Total:
         """Both at once, of clients that add up among themselves."""
         ...
 
@@ -106,6 +107,7 @@ class InProcess(ABC):
         self.heads = {name: index for index, name in enumerate(sorted(view.tasks))} if spec.head == "per-task" else {}
         self.kept: Kept = InMemory()
         self.replies: dict[int, Reply] = {}
+        self.seen_of: dict[Slot, Tensor] = {}  # looks at slots that choose their rows themselves
         self.issued = 0
 
     def there(self, stack: Stack) -> Stack:
@@ -139,13 +141,15 @@ class InProcess(ABC):
         """All replies: work was done at submission."""
         return [self.replies.pop(ticket) for ticket in tickets if ticket in self.replies]
 
-    def total(self, jobs: Sequence[Job], bank: Stack, shipments: Mapping[Slot, Shipment] | None = None) -> Total:
+    def total(self, jobs: Sequence[Job], hub: Hub, shipments: Mapping[Slot, Shipment] | None = None) -> Total:
         """The sum of what all clients would add; nobody is away, and nobody is hidden from."""
-        parts: dict[int, list[tuple[int, Reply]]] = {}
-        for reply in self.poll(self.submit(jobs, bank, shipments)):
-            parts.setdefault(reply.slot.client, []).append((0, reply))
-        layout = self.client.layout(self.spec.leaves, jobs[0].round)
-        return added(layout, parts)
+        return summing.total(self, jobs, hub)
+
+    def see(self, slots: Sequence[Slot], now: Round, start: State) -> None:
+        """Look at slots as if they came now, and keep what was seen: it depends on nothing but the data and the common start."""
+        jobs = [Job(slot, 0, now) for slot in slots]
+        works = [Work(job, self.view.data(job.slot, now.number), start, None, self.steps(job), {}) for job in jobs]
+        self.seen_of.update(self._looks(works))
 
     @abstractmethod
     def train(self, works: Sequence[Work]) -> list[Trained]:

@@ -17,6 +17,7 @@ from typing_extensions import Unpack
 
 from fedquilt import assign, reduce, sample
 from fedquilt.assign.features import Features
+from fedquilt.errors import ConfigError
 from fedquilt.local import Training, optimiser
 from fedquilt.method import Method
 from fedquilt.reduce.mean import Weighting
@@ -31,6 +32,7 @@ def fltac(
     weighting: Weighting = "samples",
     estimate_tasks: bool = False,
     first_effort: float = 1.0,
+    choice: Literal["server", "clients"] = "server",
     participation: float = 1.0,
     adapter: str = "lora",
     **training: Unpack[Training],
@@ -42,13 +44,26 @@ def fltac(
         features: what is compared, see :mod:`fedquilt.assign.features`; ``b_factors`` for adapters and nothing else.
         estimate_tasks: ``tasks`` is only the most there may be; the number is estimated every round and logged.
         first_effort: factor on the local steps of a slot's first round: a wrong first merge can lock in.
+        choice: who says which cluster a slot is in. ``clients``: each finds its own from centres that are made of sums alone
+            (:mod:`fedquilt.assign.chosen`), which secure aggregation needs.
     """
+    assigning: assign.Assign = assign.kmeans(
+        tasks, features=features, constraint=constraint, head=head_features, estimate=estimate_tasks
+    )
+    if choice == "clients":
+        if features != "fisher" or head_features or estimate_tasks:
+            raise ConfigError(
+                "clients choose by features = 'fisher' among a known number of clusters",
+                where="method.choice",
+                fix="leave features, head_features and estimate_tasks out",
+            )
+        assigning = assign.chosen(tasks, constraint=constraint)
     return Method(
         "fltac",
         optimiser(training),
         adapter=adapter,
         slots="task",
-        assign=assign.kmeans(tasks, features=features, constraint=constraint, head=head_features, estimate=estimate_tasks),
+        assign=assigning,
         reduce=reduce.mean(weighting),
         sample=sample.share(participation),
         first_effort=first_effort,

@@ -13,7 +13,7 @@ added behind masks (:mod:`fedquilt.privacy.secagg`). Which row a slot is in stay
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedquilt.errors import QuorumError
 from fedquilt.privacy import fixed
 from fedquilt.privacy.fixed import Words
 from fedquilt.types import Failure, Leaf, Reply, Slot, Stack
@@ -55,7 +56,8 @@ class Total:
         sums: None: too few clients for any.
         slots: of the clients whose part is in it.
         failures: slots of the others.
-        sent, came: bytes per client beside the adapters that it was sent: keys, shares, the vector.
+        sent, came: bytes per client beside the leaves that its slots were sent: keys, shares, vectors, and what it chooses from.
+        memory: what the server is to remember from now on.
     """
 
     sums: Sums | None
@@ -63,6 +65,7 @@ class Total:
     failures: tuple[Failure, ...]
     sent: Mapping[int, int]
     came: Mapping[int, int]
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -116,38 +119,33 @@ class Layout:
         return np.concatenate(parts) if parts else np.zeros(0)
 
 
-def added(layout: Layout, parts: Mapping[int, Sequence[tuple[int, Reply]]]) -> Total:
-    """The total of clients that are all here: ``parts``: client -> row and reply of each of its slots.
+def encoded(vector: Tensor, clients: int) -> Words:
+    """A float64 vector as what can be added over so many clients."""
+    return fixed.encode(vector.double().numpy(), bits=BITS, contributors=clients)
 
-    Bytes are those of the protocol with everybody there to the end.
+
+def decoded(total: Words) -> Tensor:
+    """A sum of such vectors."""
+    return torch.from_numpy(fixed.decode(total, bits=BITS))
+
+
+def summed(vectors: Mapping[int, Words], asked: int) -> Words:
+    """The sum of what clients would send, of so many that were asked.
+
+    Raises:
+        QuorumError: too few to hide among.
     """
-    vectors: dict[int, Words] = {}
-    failures: list[Failure] = []
-    for client, replies in sorted(parts.items()):
-        try:
-            vectors[client] = layout.words(replies, len(parts))
-        except ValueError as error:
-            failures += [Failure(reply.slot, "refused", str(error)) for _, reply in replies]
-    if len(vectors) < least(len(parts)):
-        slots = [reply.slot for client in sorted(vectors) for _, reply in parts[client]]
-        failures += [Failure(slot, "lost", too_few(len(vectors), len(parts))) for slot in slots]
-        return Total(None, (), tuple(failures), {}, {})
-    total = np.zeros(layout.size, dtype=np.uint64)
+    if len(vectors) < least(asked):
+        raise QuorumError(f"{len(vectors)} of {asked} clients are too few to hide among: {least(asked)} are needed")
+    total = np.zeros(len(next(iter(vectors.values()))), dtype=np.uint64)
     for vector in vectors.values():
         total += vector
-    slots = [reply.slot for client in vectors for _, reply in parts[client]]
-    sent, came = traffic(len(vectors), layout.size)
-    return Total(layout.read(total), tuple(slots), tuple(failures), dict.fromkeys(vectors, sent), dict.fromkeys(vectors, came))
+    return total
 
 
 def least(clients: int) -> int:
     """The smallest threshold that clients accept: more than two thirds, and two (the sum of one is what it sent)."""
     return max(2, 2 * clients // 3 + 1)
-
-
-def too_few(there: int, asked: int) -> str:
-    """Why there is no sum."""
-    return f"{there} of {asked} clients are too few to hide among: {least(asked)} are needed"
 
 
 def traffic(clients: int, numbers: int) -> tuple[int, int]:

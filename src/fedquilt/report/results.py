@@ -36,7 +36,7 @@ _SAID = (
 
 def _said(run: RunData, last: Evaluation) -> Table:
     metrics = [(score, run.primary(score.task)) for score in last.slots]
-    rows = [(score.task, str(score.row), name, score.metrics.get(name), score.samples) for score, name in metrics]
+    rows = [(score.task, _row(score.row), name, score.metrics.get(name), score.samples) for score, name in metrics]
     return Table(("slot", "row", "metric", "score", "examples"), tuple(rows))
 
 
@@ -44,4 +44,8 @@ def _cells(run: RunData, last: Evaluation, task: str, score: TaskScore, names: l
     primary = run.primary(task)
     known = [value for s in last.slots if s.task == task and (value := s.metrics.get(primary)) is not None]
     spread: list[Cell] = [score.slot_mean, min(known, default=None), max(known, default=None)]
-    return ["–" if score.row is None else str(score.row), *((score.metrics or {}).get(name) for name in names), len(known), *spread]
+    return [_row(score.row), *((score.metrics or {}).get(name) for name in names), len(known), *spread]
+
+
+def _row(row: int | None) -> str:
+    return "–" if row is None else str(row)

@@ -58,7 +58,8 @@ class SlotScore(_Row):
 
     client: int
     slot: int
-    row: int
+    row: int | None
+    """None where its client chose it, and tells nobody."""
     task: str
     metrics: dict[str, float | None]
     samples: int

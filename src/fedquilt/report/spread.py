@@ -55,7 +55,7 @@ def _five(values: list[float]) -> Five:
 
 def _box(name: str, place: int, pairs: list[tuple[SlotScore, float]], five: Five) -> dict[str, Any]:
     _, lowest, lower, middle, upper, highest, _ = five  # given to plotly, whose quartiles are other ones than the table's
-    texts = [f"client {s.client}, slot {s.slot}, row {s.row}<br>{show(v)} with {s.samples:,} examples" for s, v in pairs]
+    texts = [f"{_who(s)}<br>{show(v)} with {s.samples:,} examples" for s, v in pairs]
     return {
         "type": "box",
         "name": name.replace("\n", "<br>"),
@@ -99,3 +99,7 @@ def _draw(figure: Figure, values: dict[str, list[float]]) -> None:
         ax.plot(across, scores, palette.marker(place), color=colour, alpha=0.7, markersize=4.5, markeredgewidth=0)
     crowded = len(values) > 10
     ax.set_xticks(range(len(values)), list(values), rotation=30 if crowded else 0, ha="right" if crowded else "center")
+
+
+def _who(score: SlotScore) -> str:
+    return f"client {score.client}, slot {score.slot}" + ("" if score.row is None else f", row {score.row}")

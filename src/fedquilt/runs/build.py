@@ -20,6 +20,7 @@ from fedquilt.data.partition import Partition, own, partition
 from fedquilt.data.view import View, make_view
 from fedquilt.engine.base import InProcess
 from fedquilt.engine.process import ProcessEngine
+from fedquilt.engine.summing import table
 from fedquilt.errors import ConfigError
 from fedquilt.evaluate import Evaluator
 from fedquilt.method import Method, Program, compose
@@ -67,6 +68,12 @@ class Built:
         """Whether a bank row alone is a usable adapter: no trained leaf stays private."""
         now = Round(1, self.config.seed)
         return set(self.program.client.train(now)) <= set(self.program.client.share(now))
+
+    def seated(self, hub: Hub) -> Hub:
+        """With the rows that clients have chosen, where their data is here to say which; else as it is."""
+        if self.program.client.choose is None or self.config.own:
+            return hub
+        return replace(hub, table=table(self.engine, hub, hub.step))
 
     def count_steps(self, first: int = 1) -> int:
         """Slot-steps of the rounds from ``first`` on: who is sampled is known beforehand; every reply is taken to be usable."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from fedquilt import tree
 from fedquilt.adapters.export import write
+from fedquilt.assign.chosen import MASS
 from fedquilt.runs.build import Built
 from fedquilt.runs.reopen import reopen
 from fedquilt.runs.router import FILE, router_of
@@ -32,6 +35,8 @@ def export_bank(built: Built, hub: Hub, out: Path) -> list[Path]:
     states: dict[str, State] = {}
     if built.bank_is_complete:
         used = sorted({0, *hub.table.values()} if tree.length(hub.bank) == 1 else set(hub.table.values()))
+        if MASS in hub.memory:  # clients choose, and the server knows how many, not who
+            used = (torch.nonzero(hub.memory[MASS] > 0).flatten() + 1).tolist()
         states = {f"row-{row:02d}": tree.row(hub.bank, row) for row in used}
     elif not built.config.own:  # else whole adapters are on the clients' machines alone
         states = {

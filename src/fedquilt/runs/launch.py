@@ -21,7 +21,7 @@ from fedquilt.runs.points import Sketch, records
 from fedquilt.runs.progress import Progress, Silent
 from fedquilt.runs.store import ADAPTERS, MANIFEST, Store, locked, writing
 from fedquilt.runs.summary import write_summary
-from fedquilt.types import Hub
+from fedquilt.types import Hub, Updates
 
 
 def own_engine(built: Built) -> Engine:
@@ -131,7 +131,7 @@ def _go(config: RunConfig, folder: Path, say: Progress, saved: Partition | None,
         say.stop()
     from fedquilt.runs.export import export_bank
 
-    export_bank(built, final, folder / ADAPTERS)
+    export_bank(built, built.seated(final), folder / ADAPTERS)
     log.event("end", final.step, 0.0)
     write_summary(built, folder, meter)
     return folder
@@ -148,9 +148,14 @@ def _drive(built: Built, engine: Engine, hub: Hub, store: Store, meter: Meter, l
         if not due:
             return None
         begin = time.time()
-        record = built.asked(after) if built.asked else built.evaluator(after, engine, built.bank_is_complete)
+        record = built.asked(after) if built.asked else built.evaluator(built.seated(after), engine, built.bank_is_complete)
         log.evaluated(number, time.time() - begin)
         return record
+
+    def observe(number: int, updates: Updates | None, after: Hub) -> dict[str, list[dict[str, Any]]]:
+        if built.program.client.choose and config.own:  # where slots are nobody here knows
+            return {}
+        return records(number, updates, built.seated(after), built.view, sketch)
 
     return Drive(
         built.program,
@@ -160,7 +165,7 @@ def _drive(built: Built, engine: Engine, hub: Hub, store: Store, meter: Meter, l
         meter,
         config.seed,
         config.rounds,
-        observe=lambda number, updates, after: records(number, updates, after, built.view, sketch),
+        observe=observe,
         evaluate=evaluate,
         notice=log.notice,
         fingerprint=built.fingerprint,

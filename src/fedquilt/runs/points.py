@@ -36,15 +36,17 @@ class Sketch:
         return torch.zeros(len(x), WIDTH, dtype=torch.float64).index_add(1, bucket, x * sign)
 
 
-def records(number: int, updates: Updates, hub: Hub, view: View, sketch: Sketch) -> dict[str, list[dict[str, Any]]]:
-    """The round's lines of routes.jsonl and points.jsonl, relative to row 0 (the common start, or the one adapter)."""
+def records(number: int, updates: Updates | None, hub: Hub, view: View, sketch: Sketch) -> dict[str, list[dict[str, Any]]]:
+    """The round's lines of routes.jsonl and points.jsonl, relative to row 0 (the common start, or the one adapter).
+
+    Without updates, where only sums are known, nothing is said of where the uploads were."""
     held = {slot: view.data(slot, number) for slot in sorted(hub.table)}  # who is away may have been moved, too
     routes = [
         {"client": slot.client, "slot": slot.number, "row": row, "tasks": list(held[slot].tasks), "samples": held[slot].samples}
         for slot, row in sorted(hub.table.items())
     ]
     out = {"routes.jsonl": [{"round": number, "slots": routes}]}
-    if updates.delta:
+    if updates is not None and updates.delta:
         # What did not travel in this round is as in the slot's row: maps show whole adapters, whichever leaves take turns.
         around = tree.rows(hub.bank, [hub.row_of(slot) for slot in updates.origin])
         uploaded = sketch(tree.merge(around, tree.add(updates.start, updates.delta)))

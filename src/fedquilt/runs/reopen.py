@@ -26,4 +26,4 @@ def reopen(run: Path) -> tuple[Built, Hub]:
         raise StateError("the run has no committed round", where=str(run), fix=f"fedquilt resume {run}")
     built = build(load_config(run / "config.toml"), saved=Partition.load(run / "partition.json"))
     built.engine.kept = store.clients
-    return built, loaded[0]
+    return built, built.seated(loaded[0])

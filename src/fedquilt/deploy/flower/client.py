@@ -34,7 +34,8 @@ def train(message: Message, context: Context) -> Message:
         answer = _answer(context, unwrapped(message.content))
     except (FedquiltError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        from fedquilt.deploy.parcel import Refused, parcel
+        from fedquilt.deploy.messages import Refused
+        from fedquilt.deploy.parcel import parcel
 
         answer = parcel(Refused(why="an error of its own")).pack()
     return Message(wrapped(answer), reply_to=message)

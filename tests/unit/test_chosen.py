@@ -1,0 +1,298 @@
+"""Clusters that are made of sums alone: Lloyd's algorithm of somebody who sees all points, and the same groups as clustering in the
+clear."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import adjusted_rand_score
+from torch import Tensor
+
+from fedquilt import assign
+from fedquilt.assign.chosen import (
+    AXES,
+    CENTRES,
+    FLAT,
+    MASS,
+    SLOTS,
+    Question,
+    chosen,
+    located,
+    matched,
+    moments,
+    packed,
+    principal,
+    unpacked,
+    weights,
+)
+from fedquilt.engine.summing import places
+from fedquilt.errors import CompositionError, ConfigError, StateError
+from fedquilt.privacy.sums import BITS, decoded, encoded, summed
+from fedquilt.runs.build import assemble
+from fedquilt.testing import run_tiny, tiny_base, tiny_config, tiny_partition, tiny_tasks
+from fedquilt.types import Round, Slot
+
+NOW = Round(1, 7)
+
+
+class Crowd:
+    """Clients with slots of some tasks: looks around the task's own place."""
+
+    def __init__(self, tasks: Sequence[Sequence[int]], d: int = 12, spread: float = 0.3, seed: int = 0) -> None:
+        stream = np.random.default_rng(seed)
+        places = stream.normal(0, 1, (1 + max(t for own in tasks for t in own), d))
+        self.tasks = tasks
+        self.looks = [torch.tensor(places[list(own)] + stream.normal(0, spread, (len(own), d))).float() for own in tasks]
+        self.samples = [[int(stream.integers(20, 400)) for _ in own] for own in tasks]
+        self.slots = [Slot(c, i) for c, own in enumerate(tasks) for i in range(len(own))]
+        self.asked: list[Question] = []
+
+    def ask(self, how: chosen) -> object:
+        def add(question: Question) -> Tensor:
+            self.asked.append(question)
+            n = len(self.tasks)
+            parts = {c: encoded(how.answer(question, self.looks[c], self.samples[c], NOW.seed), n) for c in range(n)}
+            assert {len(part) for part in parts.values()} == {how.size(question, self.looks[0].shape[1])}
+            return decoded(summed(parts, n))
+
+        return add
+
+    def settled(self, how: chosen, memory: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        return how.settle(memory or {}, self.slots, NOW, self.ask(how))  # type: ignore[arg-type]
+
+    def rows(self, how: chosen, memory: dict[str, Tensor]) -> list[list[int]]:
+        told = places(memory)
+        return [how.choose(told, looks, n, NOW.seed) for looks, n in zip(self.looks, self.samples, strict=True)]
+
+    def agreement(self, rows: list[list[int]]) -> float:
+        return float(adjusted_rand_score([t for own in self.tasks for t in own], [row for own in rows for row in own]))
+
+
+SIX = [(0, 1, 2), (0, 1), (1, 2), (0, 2), (0, 1, 2), (1, 2)]
+
+
+def seeing(crowd: Crowd, axes: np.ndarray, begin: np.ndarray) -> tuple[np.ndarray, list[list[int]]]:
+    """Lloyd's algorithm by somebody who sees every point: another implementation, in whole numbers of 2^-32."""
+    w = [np.minimum(np.array(n, dtype=float), 256) / 256 for n in crowd.samples]
+    x = [looks.double().numpy() for looks in crowd.looks]
+
+    def whole(parts: list[np.ndarray]) -> np.ndarray:
+        return sum(np.array([round(float(v) * 2**BITS) for v in part.ravel()], dtype=object) for part in parts)  # type: ignore[return-value]
+
+    def number(total: np.ndarray) -> np.ndarray:
+        return np.array([float(v) for v in total]) / 2**BITS  # both exact below 2^53
+
+    mass = number(whole([np.array([a.sum()]) for a in w]))[0]
+    mean = number(whole([a @ b for a, b in zip(w, x, strict=True)])) / mass
+    variance = number(whole([a @ (b * b) for a, b in zip(w, x, strict=True)])) / mass - mean * mean
+    points = [((b - mean) / np.sqrt(variance)) @ axes for b in x]
+    centres = begin
+    while True:
+        labels = []
+        for a, p in zip(w, points, strict=True):
+            cost = ((p[:, None] - centres[None]) ** 2).sum(2) * a[:, None]
+            labels.append(linear_sum_assignment(cost)[1])
+        sums, masses = [], []
+        for c in range(len(centres)):
+            sums.append(
+                number(whole([(p[own == c] * a[own == c, None]).sum(0) for a, p, own in zip(w, points, labels, strict=True)]))
+            )
+            masses.append(number(whole([np.array([a[own == c].sum()]) for a, own in zip(w, labels, strict=True)]))[0])
+        after = np.stack([s / m if m else old for s, m, old in zip(sums, masses, centres, strict=True)])
+        if np.array_equal(after, centres):
+            return centres, [[int(c) + 1 for c in own] for own in labels]
+        centres = after
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_centres_are_to_the_bit_those_of_somebody_who_sees_all_points(seed: int) -> None:
+    crowd, how = Crowd(SIX, seed=seed), chosen(3, starts=1)
+    memory = crowd.settled(how)
+    first = crowd.asked[2]
+    assert first.centres is not None
+    assert first.axes is not None
+    centres, rows = seeing(crowd, first.axes.numpy(), first.centres[0].numpy())
+    assert np.array_equal(memory[CENTRES].numpy(), centres)
+    assert crowd.rows(how, memory) == rows
+
+
+@pytest.mark.parametrize("constraint", ["cannot-link", "none"])
+def test_slots_of_a_task_find_the_same_row(constraint: str) -> None:
+    """Also where no client has more than one task, and nothing but the points tells them apart."""
+    for seed in range(5):
+        alone = Crowd([(t,) for t in (0, 1, 2, 0, 1, 2, 0, 1)], seed=seed)
+        several = Crowd(SIX, seed=seed)
+        for crowd in (alone, several):
+            how = chosen(3, constraint=constraint)  # type: ignore[arg-type]
+            assert crowd.agreement(crowd.rows(how, crowd.settled(how))) == 1.0
+
+
+def test_points_of_many_numbers_are_sketched_and_found_all_the_same() -> None:
+    crowd, how = Crowd(SIX, d=3000, spread=1.0), chosen(3)
+    memory = crowd.settled(how)
+    assert memory[AXES].shape == (256, 6)
+    assert crowd.agreement(crowd.rows(how, memory)) == 1.0
+
+
+def test_slots_of_one_client_never_share_a_row() -> None:
+    crowd, how = Crowd([(0, 0, 0), (0, 0), (0,)]), chosen(3)
+    for rows in crowd.rows(how, crowd.settled(how)):
+        assert len(set(rows)) == len(rows)
+
+
+def test_nothing_is_asked_while_nobody_is_new() -> None:
+    crowd, how = Crowd(SIX), chosen(3)
+    memory = crowd.settled(how)
+    crowd.asked.clear()
+    assert how.settle(memory, crowd.slots[2:5], NOW, crowd.ask(how)) == {}  # type: ignore[arg-type]
+    assert crowd.asked == []
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_who_comes_later_finds_the_rows_of_those_before(seed: int) -> None:
+    """Two more clients of the same tasks: nobody else moves, and moments and axes are those of the first."""
+    how, few = chosen(3), Crowd(SIX[:4], seed=seed)
+    memory = few.settled(how)
+    more = Crowd([*SIX[:4], (0, 1), (2, 0)], seed=seed)
+    more.looks[:4], more.samples[:4] = few.looks, few.samples
+    again = more.settled(how, memory)
+    assert all(question.axes is not None for question in more.asked)
+    assert more.rows(how, again)[:4] == few.rows(how, memory)
+    assert more.agreement(more.rows(how, again)) == 1.0
+    assert {tuple(pair) for pair in again[SLOTS].tolist()} == set(more.slots)
+
+
+def test_rows_keep_their_meaning_when_clusters_are_found_anew() -> None:
+    """Whatever order Lloyd's algorithm ends in, a row is what is nearest to what it was."""
+    before = torch.tensor([[0.0, 0.0], [5.0, 0.0], [0.0, 5.0]])
+    assert matched(torch.tensor([[0.1, 5.0], [0.0, 0.2], [5.0, 0.3]]), before) == [1, 2, 0]
+
+
+def test_a_sum_that_cannot_be_made_changes_nothing() -> None:
+    class Lost(Exception):
+        pass
+
+    def add(question: Question) -> Tensor:
+        raise Lost
+
+    with pytest.raises(Lost):
+        chosen(3).settle({}, [Slot(0, 0)], NOW, add)
+
+
+def test_a_number_in_which_slots_do_not_differ_says_nothing() -> None:
+    """Its variance is rounding, and would be divided by."""
+    looks = torch.tensor([[1.0, 5.0], [2.0, 5.0]])
+    how = chosen(2)
+    mean, scale = moments(how.answer(Question(), looks, [256, 256], 0))
+    assert scale[1] == torch.inf
+    assert float(scale[0]) == pytest.approx(0.5)
+    assert torch.equal(located(looks, Question(mean, scale), 0), torch.tensor([[-1.0, 0.0], [1.0, 0.0]], dtype=torch.float64))
+    assert FLAT < 1
+
+
+def test_the_mass_of_a_row_tells_whether_it_is_used() -> None:
+    crowd, how = Crowd([(0,), (0,), (1,), (1,)], spread=0.05), chosen(5, constraint="none")
+    memory = crowd.settled(how)
+    used = {row for rows in crowd.rows(how, memory) for row in rows}
+    assert {int(row) + 1 for row in torch.nonzero(memory[MASS]).flatten()} == used
+
+
+@given(st.integers(1, 4), st.integers(1, 6), st.integers(1, 3))
+def test_a_question_travels_whole(k: int, d: int, starts: int) -> None:
+    q = min(d, 2 * k)
+    parts = torch.randn(d).double(), torch.rand(d).double() + 0.1, torch.randn(d, q).double(), torch.randn(starts, k, q).double()
+    for question in (Question(), Question(*parts[:2]), Question(*parts)):
+        back = unpacked(packed(question), k, d, starts)
+        assert all(a is b or torch.equal(a, b) for a, b in zip(question, back, strict=True))  # type: ignore[arg-type]
+        assert len(packed(question)) == question.size
+
+
+def ones(count: int, **changed: float) -> bytes:
+    """So many ones, some of them changed: of looks of 2 numbers, 2 clusters and 2 axes 4 of moments, 4 of axes, 4 a start."""
+    numbers = torch.ones(count).double()
+    for place, value in changed.items():
+        numbers[int(place[1:])] = value
+    return numbers.numpy().tobytes()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        bytes(7),
+        ones(3),
+        ones(5),
+        ones(8),
+        ones(13),
+        ones(8 + 4 * 4),
+        ones(12, _2=0.0),
+        ones(4, _3=torch.nan),
+        ones(12, _9=torch.inf),
+    ],
+    ids=["no numbers", "too few", "more", "no centres", "one too many", "more starts", "a scale of zero", "no scale", "infinite"],
+)
+def test_centres_that_are_none_are_refused(data: bytes) -> None:
+    assert unpacked(ones(12), 2, 2, 3).centres is not None
+    with pytest.raises(StateError):
+        unpacked(data, 2, 2, 3)
+
+
+@pytest.mark.parametrize(("d", "k"), [(5, 2), (300, 4)])
+def test_axes_are_the_principal_ones(d: int, k: int) -> None:
+    """Against numpy's singular values of all points beside each other."""
+    crowd, how = Crowd(SIX, d=d), chosen(k)
+    total = crowd.ask(how)(Question())  # type: ignore[operator]
+    told = Question(*moments(total))
+    axes, wide = principal(crowd.ask(how)(told), k)  # type: ignore[operator]
+    weight = torch.cat([weights(n) for n in crowd.samples])
+    points = torch.cat([located(looks, told, NOW.seed) for looks in crowd.looks])
+    _, values, right = np.linalg.svd((points * weight.sqrt()[:, None]).numpy(), full_matrices=False)
+    assert np.allclose(wide.numpy(), values[:k] / float(weight.sum()) ** 0.5, atol=1e-6)
+    assert np.allclose(np.abs(right[:k] @ axes.numpy()), np.eye(k), atol=1e-5)
+
+
+def fltac(**method: object) -> object:
+    base = {"lr": 1e-2, "steps": 1, "batch": 4, "tasks": 3}
+    secure = {"secure_aggregation": method.pop("secure", False)}
+    return tiny_config("fltac", rounds=2, method={**base, **method}).model_copy(update=secure)
+
+
+def test_clients_choose_the_clusters_that_a_server_would_have_made() -> None:
+    """The tiny federation: the same slots together, whatever the rows are called."""
+    clear, hidden = fltac(), fltac(choice="clients", secure=True)
+    there = assemble(hidden, tiny_base(hidden), tiny_tasks(), tiny_partition())  # type: ignore[arg-type]
+    table = there.seated(run_tiny(hidden).hub).table  # type: ignore[arg-type]
+    server = run_tiny(clear).hub.table  # type: ignore[arg-type]
+    assert table.keys() == server.keys()
+    assert adjusted_rand_score([table[slot] for slot in sorted(table)], [server[slot] for slot in sorted(server)]) == 1.0
+
+
+def test_the_server_s_table_tells_no_row() -> None:
+    hub = run_tiny(fltac(choice="clients", secure=True)).hub  # type: ignore[arg-type]
+    assert set(hub.table.values()) == {0}
+
+
+@pytest.mark.parametrize(
+    ("method", "error", "message"),
+    [
+        ({"secure": True}, CompositionError, "(?s)kmeans must see content.*choice = 'clients'"),
+        ({"choice": "clients"}, CompositionError, "(?s)clients choose rows, and do not add up.*secure_aggregation = true"),
+        ({"choice": "clients", "features": "factors", "secure": True}, ConfigError, "clients choose by features = 'fisher'"),
+        ({"choice": "clients", "estimate_tasks": True, "secure": True}, ConfigError, "known number of clusters"),
+        ({"choice": "clients", "tasks": 2, "secure": True}, CompositionError, "3 slots for 2 clusters"),
+    ],
+)
+def test_what_cannot_be_is_refused(method: dict[str, object], error: type[Exception], message: str) -> None:
+    config = fltac(**method)
+    with pytest.raises(error, match=message):
+        assemble(config, tiny_base(config), tiny_tasks(), tiny_partition())  # type: ignore[arg-type]
+
+
+def test_a_server_never_assigns_for_them() -> None:
+    with pytest.raises(CompositionError, match="clients choose their rows"):
+        assign.chosen(2)(None, None, None, NOW)  # type: ignore[arg-type]
