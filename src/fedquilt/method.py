@@ -63,6 +63,7 @@ class ClientPlan(NamedTuple):
     fingerprint: assign_.Fingerprints = ""  # what newcomers (slots in row 0) send
     uniform: bool = False  # whether every slot counts the same where clients add up among themselves
     choose: assign_.chosen | None = None  # how clients find the rows of their slots, if they do
+    first_effort: float = 1.0  # of newcomers
 
     @property
     def summed(self) -> bool:
@@ -125,8 +126,8 @@ def compose(method: Method, spec: Spec) -> Program:
         return summed_step(method, spec, hub, total)
 
     choose = method.assign if isinstance(method.assign, assign_.chosen) else None
-    half = ClientPlan(train, share, method.local, method.wire, method.assign.fingerprint, method.reduce.unweighted, choose)
-    return Program(init, plan, half, step, fold)
+    alone = method.local, method.wire, method.assign.fingerprint, method.reduce.unweighted, choose, method.first_effort
+    return Program(init, plan, ClientPlan(train, share, *alone), step, fold)
 
 
 def _undiluted(method: Method, spec: Spec) -> Method:

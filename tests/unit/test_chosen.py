@@ -4,14 +4,17 @@ clear."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from door import journal
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score
+from tiny import tiny_config as tiny_files
 from torch import Tensor
 
 from fedquilt import assign
@@ -35,6 +38,8 @@ from fedquilt.engine.summing import places
 from fedquilt.errors import CompositionError, ConfigError, StateError
 from fedquilt.privacy.sums import BITS, decoded, encoded, summed
 from fedquilt.runs.build import assemble
+from fedquilt.runs.launch import run
+from fedquilt.runs.plan import plan
 from fedquilt.testing import run_tiny, tiny_base, tiny_config, tiny_partition, tiny_tasks
 from fedquilt.types import Round, Slot
 
@@ -272,6 +277,19 @@ def test_clients_choose_the_clusters_that_a_server_would_have_made() -> None:
     assert adjusted_rand_score([table[slot] for slot in sorted(table)], [server[slot] for slot in sorted(server)]) == 1.0
 
 
+def test_clients_look_at_their_data_as_in_the_clear() -> None:
+    """The fingerprints that newcomers would send, of as many examples as their longer first phase trains on."""
+    clear, hidden = fltac(first_effort=3.0), fltac(first_effort=3.0, choice="clients", secure=True)
+    one = assemble(clear, tiny_base(clear), tiny_tasks(), tiny_partition())  # type: ignore[arg-type]
+    other = assemble(hidden, tiny_base(hidden), tiny_tasks(), tiny_partition())  # type: ignore[arg-type]
+    hub, now = one.program.init(one.adapter.init), Round(1, 0)
+    jobs = one.program.plan(hub, one.engine.roster(1), now)
+    other.engine.see([job.slot for job in jobs], now, other.adapter.init)
+    for reply in one.engine.poll(one.engine.submit(jobs, hub.bank)):
+        assert reply.fingerprint is not None
+        assert torch.equal(reply.fingerprint, other.engine.seen_of[reply.slot])
+
+
 def test_the_server_s_table_tells_no_row() -> None:
     hub = run_tiny(fltac(choice="clients", secure=True)).hub  # type: ignore[arg-type]
     assert set(hub.table.values()) == {0}
@@ -296,3 +314,14 @@ def test_what_cannot_be_is_refused(method: dict[str, object], error: type[Except
 def test_a_server_never_assigns_for_them() -> None:
     with pytest.raises(CompositionError, match="clients choose their rows"):
         assign.chosen(2)(None, None, None, NOW)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", ["fedit", "fltac"])
+def test_the_plan_has_the_bytes_of_the_run(method: str, tmp_path: Path) -> None:
+    """Of a round in which nobody is new."""
+    more = {"method": {"tasks": 3, "choice": "clients"}} if method == "fltac" else {}
+    config = tiny_files(tmp_path, method, secure_aggregation=True, **more)
+    expected, last = plan(config), journal(run(config, directory=tmp_path / "run"))[-1]
+    assert {int(c): (b["up"], b["down"]) for c, b in last["client_bytes"].items()} == {
+        c: (expected.up[c], expected.down[c]) for c in expected.up
+    }

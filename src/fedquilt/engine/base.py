@@ -147,7 +147,7 @@ class InProcess(ABC):
 
     def see(self, slots: Sequence[Slot], now: Round, start: State) -> None:
         """Look at slots as if they came now, and keep what was seen: it depends on nothing but the data and the common start."""
-        jobs = [Job(slot, 0, now) for slot in slots]
+        jobs = [Job(slot, 0, now, self.client.first_effort) for slot in slots]
         works = [Work(job, self.view.data(job.slot, now.number), start, None, self.steps(job), {}) for job in jobs]
         self.seen_of.update(self._looks(works))
 

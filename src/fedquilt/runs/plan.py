@@ -6,14 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedquilt.assign.chosen import WIDTH
 from fedquilt.data.partition import refuse_own
 from fedquilt.delivery import Delivery
 from fedquilt.meter import Meter, fingerprint_size
 from fedquilt.method import ClientPlan
-from fedquilt.runs.build import build
+from fedquilt.privacy.sums import traffic as traffic_of_a_sum
+from fedquilt.runs.build import Built, build
 from fedquilt.runs.config import RunConfig
 from fedquilt.runs.memory import peak
 from fedquilt.types import Job, Round, Slot, Spec
+from fedquilt.wire import message
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,16 @@ def plan(config: RunConfig) -> Plan:
     )
     notes = [f"{name}: {note}" for name, task in built.tasks.items() for note in task.notes]
     notes += [f"client {row['client']} has no data and takes no part" for row in rows if not row["slots"]]
-    if client.fingerprint:
+    if client.fingerprint and not client.summed:
         more = fingerprint_size(built.fingerprint)
         notes.append(f"every slot sends a fingerprint of its data once: {more:,} bytes more in its first upload")
+    up = {c: mean([n * size for size in ups]) for c, n in roster.items()}
+    down = {c: mean([n * size for size in downs]) for c, n in roster.items()}
+    if client.summed:
+        up, down, said = summed(built, up, down)
+        notes += said
     for way, found in (("up", ups), ("down", downs)):
-        if len(set(found)) > 1:
+        if len(set(found)) > 1 and not client.summed:
             what = f"{min(found):,} to {max(found):,} bytes a slot {way}"
             notes.append(f"what travels changes from round to round: {what}; shown is the mean")
     return Plan(
@@ -69,8 +77,8 @@ def plan(config: RunConfig) -> Plan:
         slots=len(built.view.slots),
         rows=rows,
         parameters={**spec.counts(), "bank": spec.size() * built.method.assign.rows},
-        up={c: mean([n * size for size in ups]) for c, n in roster.items()},
-        down={c: mean([n * size for size in downs]) for c, n in roster.items()},
+        up=up,
+        down=down,
         steps=built.count_steps(),
         memory=peak(built),
         notes=tuple(notes),
@@ -88,6 +96,24 @@ def traffic(spec: Spec, client: ClientPlan, rounds: int, seed: int) -> list[tupl
         sizes.append((meter.size(shared), meter.size(sent)))
         delivery.changes.update({name: [number] for name in shared})
     return sizes
+
+
+def summed(built: Built, up: Mapping[int, int], down: Mapping[int, int]) -> tuple[dict[int, int], dict[int, int], list[str]]:
+    """The same where clients add up among themselves: vectors instead of changes, and what the protocol takes beside them."""
+    spec, client, clients, numbers = built.adapter.spec, built.program.client, len(up), []
+    for number in range(1, built.config.rounds + 1):
+        numbers.append(client.layout(spec.leaves, Round(number, built.config.seed)).size)
+    more_down, more_up = traffic_of_a_sum(clients, mean(numbers))
+    if not client.choose:
+        return dict.fromkeys(up, more_up), {c: size + more_down for c, size in down.items()}, []
+    how, d = client.choose, built.fingerprint
+    common = client.common(spec, Round(1, built.config.seed))
+    size = message.size([leaf for leaf in spec.leaves if leaf.name in common])
+    told = how.k * size + 8 * (2 * d + 2 * how.k * (min(d, WIDTH) + how.k))
+    note = (
+        "clients find clusters before the first round and whenever somebody new comes: several sums more, about as much as a round"
+    )
+    return dict.fromkeys(up, more_up), dict.fromkeys(down, more_down + told), [note]
 
 
 def mean(values: Sequence[int]) -> int:
