@@ -36,7 +36,7 @@ SUITE: dict[str, tuple[tuple[str, ...], ...]] = {
     "aggregation": (("aggregation.py",),),
     "clustering": (("clustering.py",),),
     "memory": (("memory.py",),),
-    "secagg": (("secagg.py",),),
+    "secagg": (("secagg.py",), ("sums.py",)),
     "gpu": (("gpu.py",),) if torch.cuda.is_available() else (),
 }
 LAPS = ("speed", "engine", "aggregation", "clustering", "gpu")  # those that alternate

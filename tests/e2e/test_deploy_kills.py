@@ -49,12 +49,14 @@ else:
 """
 
 
+@pytest.mark.parametrize("hidden", [False, True], ids=["replies", "sums"])
 @pytest.mark.parametrize(("method", "every"), [("fltac", 1), ("fedtt_plus", 2)])
-def test_killed_at_random_instants(method: str, every: int, tmp_path: Path) -> None:
+def test_killed_at_random_instants(method: str, every: int, hidden: bool, tmp_path: Path) -> None:
     """Server and clients are one process here, so all of them die at once, in whatever they are: training, writing what a client
-    keeps, the gate, a checkpoint. The instants are spread over a whole run's time."""
-    overrides = {"rounds": ROUNDS, "engine": "sequential", "checkpoint_every": every, "method": {"steps": 1}}
-    chosen = tiny_config(tmp_path, method, **overrides)
+    keeps, the gate, a checkpoint, a phase of a sum. The instants are spread over a whole run's time."""
+    choosing = {"choice": "clients"} if hidden and method == "fltac" else {}
+    overrides = {"rounds": ROUNDS, "engine": "sequential", "checkpoint_every": every, "method": {"steps": 1, **choosing}}
+    chosen = tiny_config(tmp_path, method, secure_aggregation=hidden, **overrides)
     path, folder, draw = tmp_path / "config.toml", tmp_path / "run", random.Random(7)
     path.write_text(chosen.to_toml(), encoding="utf-8")
 

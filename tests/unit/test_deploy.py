@@ -68,13 +68,15 @@ CASES: dict[str, dict[str, Any]] = {
     "ffa_lora": {"rounds": 3},
     "rolora": {"rounds": 3},
     "fedtt_plus": {"rounds": 3},
+    "fedit in sums": {"rounds": 3, "secure_aggregation": True, "method": {"participation": 0.75}},
+    "fltac in sums": {"rounds": 3, "secure_aggregation": True, "method": {"choice": "clients", "participation": 0.75}},
 }
 
 
-@pytest.mark.parametrize("method", CASES)
-def test_clients_elsewhere_change_no_bit(method: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", CASES)
+def test_clients_elsewhere_change_no_bit(case: str, tmp_path: Path) -> None:
     """Every byte of the run directory: adapters, journals with their byte counts, state."""
-    chosen = config(tmp_path, method, **CASES[method])
+    chosen = config(tmp_path, case.split()[0], **CASES[case])
     here = run(chosen, directory=tmp_path / "here")
     assert differences(result(elsewhere(chosen, tmp_path)), result(here)) == []
 
@@ -109,11 +111,16 @@ class Crash(Exception):
     """The server's."""
 
 
+# Nobody is new after the first round, and one instant of every other phase says it for all.
+INSTANTS = [*(("train", after) for after in range(1, 5)), ("place", 1), ("share", 2), ("mask", 2), ("open", 2)]
+
+
 @pytest.mark.parametrize("every", [1, 2])
-@pytest.mark.parametrize("after", range(1, 5))
-def test_a_server_that_falls_back_takes_its_clients_along(after: int, every: int, tmp_path: Path) -> None:
-    """It dies when the clients have trained ``after`` rounds, and has a checkpoint every ``every`` rounds."""
-    chosen = config(tmp_path, rounds=4, checkpoint_every=every)
+@pytest.mark.parametrize(("phase", "after"), INSTANTS)
+def test_a_server_that_falls_back_takes_its_clients_along(phase: str, after: int, every: int, tmp_path: Path) -> None:
+    """It dies in a phase of round ``after``, and has a checkpoint every ``every`` rounds."""
+    hidden = {"secure_aggregation": True, "method": {"choice": "clients"}} if phase != "train" else {}
+    chosen = config(tmp_path, rounds=4, checkpoint_every=every, **hidden)
     seen: set[int] = set()
 
     def until(node: int, one: Host, answer: Node) -> Node:
@@ -121,7 +128,7 @@ def test_a_server_that_falls_back_takes_its_clients_along(after: int, every: int
             found = unpack(data, 1 << 30)
             seen.add(int(found.said.get("round", 0)))
             said = answer(data)
-            if found.said.get("round") == after and node == 10 + CLIENTS - 1:
+            if (found.said.get("round"), found.kind) == (after, phase) and node == 10 + CLIENTS - 1:
                 raise Crash
             return said
 
