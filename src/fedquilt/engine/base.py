@@ -154,14 +154,16 @@ class InProcess(ABC):
 
     def steps(self, job: Job) -> int:
         """Local steps of a job."""
-        data = self.view.data(job.slot, job.round.number)
+        return self._steps(job, self.view.data(job.slot, job.round.number))
+
+    def _steps(self, job: Job, data: SlotData) -> int:
         return self.client.local.count(data.samples, len(data.parts), job.effort)
 
     def _work(self, job: Job, row: State) -> Work:
         kept = self.kept.get(job.slot)
         start = tree.merge(row, kept["private"]) if "private" in kept else row
-        moments = kept.get("moments")
-        return Work(job, self.view.data(job.slot, job.round.number), start, moments, self.steps(job), kept)
+        data = self.view.data(job.slot, job.round.number)
+        return Work(job, data, start, kept.get("moments"), self._steps(job, data), kept)
 
     def _reply(self, work: Work, done: Trained, look: Tensor | None, shared: frozenset[str]) -> Reply:
         job, delta = work.job, done.delta
