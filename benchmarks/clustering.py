@@ -3,8 +3,9 @@
     python benchmarks/clustering.py [--slots 1000 10000] [--features b_factors fisher products] [--tasks 5] [--laps 3]
 
 Every number of slots is a process of its own: seconds of one server-side assignment (median of the laps), peak memory beyond
-that of the uploads themselves (with libraries in memory, and what was free before given back), and the adjusted Rand index against the tasks that the synthetic uploads were drawn from (a task's
-direction, and noise of the same length beside it). One thread.
+that of the uploads themselves (with libraries in memory, and what was free before given back to the system), and the adjusted
+Rand index against the tasks that the synthetic uploads were drawn from (a task's direction, and noise of the same length beside
+it). One thread.
 """
 
 from __future__ import annotations
