@@ -144,7 +144,7 @@ def wide(ids: Tensor, types: Tensor, mask: Tensor, width: int | None) -> tuple[T
 
 def batches(built: Built, work: Work) -> list[Batch]:
     """The batches that our engines draw for this work."""
-    return list(built.engine.sampler.batches(work.job, work.data, work.steps, built.engine.heads))
+    return [draw.batch() for draw in built.engine.sampler.draws(work.job, work.data, work.steps, built.engine.heads)]
 
 
 def works(built: Built, slots: int, rows: int, steps: int, lap: int) -> list[Work]:

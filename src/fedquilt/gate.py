@@ -7,13 +7,14 @@ broadcast, complex numbers. So here: exact keys, shapes and dtypes, finite value
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 
-from fedquilt.types import Failure, Job, Leaf, Reply, Slot, Spec
+from fedquilt import tree
+from fedquilt.types import Failure, Job, Leaf, Reply, Slot, Spec, State
 
 CODES = ("unknown", "replay", "duplicate", "schema", "nonfinite", "weight", "lost", "malformed", "behind", "refused")
 
@@ -51,12 +52,12 @@ class Gate:
         """(accepted, rejected); of several replies to one job the first is used. Failures are counted with the rejected."""
         asked = {job.slot: job for job in jobs}
         accepted: dict[Slot, Reply] = {}
-        rejected = []
+        rejected, sound = [], self._sound(replies, shared)
         for reply in replies:
             if isinstance(reply, Failure):
                 rejected.append(Rejection(reply.slot, reply.code, reply.detail))
                 continue
-            found = self._code(reply, asked, shared)
+            found = self._code(reply, asked, shared, sound)
             if found is None and reply.slot in accepted:
                 found = ("duplicate", "a reply of this slot was already accepted")
             if found is None:
@@ -65,7 +66,15 @@ class Gate:
                 rejected.append(Rejection(reply.slot, *found))
         return list(accepted.values()), rejected
 
-    def _code(self, reply: Reply, asked: Mapping[Slot, Job], shared: Sequence[str]) -> tuple[str, str] | None:
+    def _sound(self, replies: Sequence[Reply | Failure], shared: Sequence[str]) -> set[int]:
+        """Stacks of which replies are rows, by id, if none of their rows can be bad: these are looked at once, not row by row."""
+        rows = [reply.delta for reply in replies if isinstance(reply, Reply) and isinstance(reply.delta, tree.Row)]
+        stacks = {id(row.of): row for row in rows}
+        return {of for of, row in stacks.items() if self._schema(row, shared) is None and tree.finite(row.of)}
+
+    def _code(
+        self, reply: Reply, asked: Mapping[Slot, Job], shared: Sequence[str], sound: Collection[int]
+    ) -> tuple[str, str] | None:
         job = asked.get(reply.slot)
         if job is None:
             return "unknown", "this slot was not asked"
@@ -73,7 +82,9 @@ class Gate:
             return "replay", f"reply of round {reply.round} in round {job.round.number}"
         if not (isinstance(reply.weight, float) and math.isfinite(reply.weight) and 0 < reply.weight <= self.most):
             return "weight", f"weight {reply.weight!r}, want a number in (0, {self.most:g}]"
-        return self._schema(reply, shared) or self._finite(reply) or self._looks(reply, job)
+        known = isinstance(reply.delta, tree.Row) and id(reply.delta.of) in sound
+        found = None if known else self._schema(reply.delta, shared) or self._finite(reply.delta)
+        return found or self._scalars(reply) or self._looks(reply, job)
 
     def _looks(self, reply: Reply, job: Job) -> tuple[str, str] | None:
         found = reply.fingerprint
@@ -84,11 +95,11 @@ class Gate:
             return "schema", f"fingerprint is not a float32 vector of {wanted}"
         return None if bool(torch.isfinite(found).all()) else ("nonfinite", "fingerprint has NaN or Inf")
 
-    def _schema(self, reply: Reply, shared: Sequence[str]) -> tuple[str, str] | None:
-        if set(reply.delta) != set(shared):
-            odd = sorted(set(reply.delta) ^ set(shared))[0]
+    def _schema(self, delta: State, shared: Sequence[str]) -> tuple[str, str] | None:
+        if set(delta) != set(shared):
+            odd = sorted(set(delta) ^ set(shared))[0]
             return "schema", f"key '{odd}' is " + ("missing" if odd in shared else "unexpected")
-        for key, tensor in reply.delta.items():
+        for key, tensor in delta.items():
             leaf = self.leaves[key]
             if not (isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided):
                 return "schema", f"'{key}' is no dense tensor"
@@ -98,9 +109,12 @@ class Gate:
                 return "schema", f"'{key}' is {tensor.dtype}, want {leaf.dtype}"
         return None
 
-    def _finite(self, reply: Reply) -> tuple[str, str] | None:
-        if reply.delta and not bool(torch.isfinite(torch.cat([x.reshape(-1) for x in reply.delta.values()])).all()):
-            key = next(key for key, x in reply.delta.items() if not bool(torch.isfinite(x).all()))
-            return "nonfinite", f"'{key}' has NaN or Inf"
+    def _finite(self, delta: State) -> tuple[str, str] | None:
+        if tree.finite(delta):
+            return None
+        key = next(key for key, x in delta.items() if not bool(torch.isfinite(x).all()))
+        return "nonfinite", f"'{key}' has NaN or Inf"
+
+    def _scalars(self, reply: Reply) -> tuple[str, str] | None:
         odd = [name for name, value in reply.extra.items() if not (isinstance(value, (int, float)) and math.isfinite(value))]
         return ("nonfinite", f"scalar '{odd[0]}'") if odd else None

@@ -262,7 +262,11 @@ def collect(replies: Sequence[tuple[Slot, State, float]], jobs: Sequence[Job], h
     ordered = sorted(replies, key=lambda reply: reply[0])
     origin = tuple(slot for slot, _, _ in ordered)
     delta = tree.stack([state for _, state, _ in ordered])
-    start = tree.rows(tree.select(hub.bank, delta), [rows[slot] for slot in origin]) if delta else {}
+    begun, bank = [rows[slot] for slot in origin], tree.select(hub.bank, delta)
+    if len(set(begun)) == 1:  # one row for all is nothing to copy
+        start = tree.map_leaves(lambda x: x[begun[:1]].expand(len(begun), *x.shape[1:]), bank)
+    else:
+        start = tree.rows(bank, begun)
     n = len(origin)
     return Updates(
         delta=delta,

@@ -7,7 +7,9 @@ are taken in the given order and in float64 (Trap: 50 arrival orders of 10 float
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping, Sequence
+from itertools import groupby
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -55,9 +57,51 @@ def zeros_like(a: Tree) -> dict[str, Tensor]:
     return map_leaves(torch.zeros_like, a)
 
 
+class Row(Mapping[str, Tensor]):
+    """One row of a stack, as a state whose leaves are views, made when somebody asks for one: until then a row costs nothing, and
+    :func:`stack` takes many from their stack at once."""
+
+    __slots__ = ("index", "of")
+
+    def __init__(self, of: Tree, index: int) -> None:
+        self.of, self.index = of, index
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self.of[key][self.index]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.of)
+
+    def __len__(self) -> int:
+        return len(self.of)
+
+    def keys(self) -> KeysView[str]:
+        """Those of the stack: they compare faster than a general mapping's."""
+        return self.of.keys()
+
+
 def stack(states: Sequence[Tree]) -> dict[str, Tensor]:
-    """n states -> one stack with a new leading axis ``[n, ...]``."""
-    return map_leaves(lambda *xs: torch.stack(xs), *states)
+    """n states -> one stack with a new leading axis ``[n, ...]`` (copies)."""
+    if len(states) == 0 or not all(isinstance(state, Row) for state in states):
+        return map_leaves(lambda *xs: torch.stack(xs), *states)
+    runs = [list(run) for _, run in groupby(cast(Sequence[Row], states), key=lambda row: id(row.of))]
+    parts = [(run[0].of, [row.index for row in run]) for run in runs]
+    return rows(*parts[0]) if len(parts) == 1 else map_leaves(lambda *xs: torch.cat(xs), *(_taken(*part) for part in parts))
+
+
+def neighbours(index: Sequence[int]) -> slice | None:
+    """The slice that takes what ``index`` takes, if there is one: a view instead of a copy.
+
+    >>> neighbours([3, 4, 5]), neighbours([3, 5])
+    (slice(3, 6, None), None)
+    """
+    begin, end = index[0], index[0] + len(index)
+    return slice(begin, end) if list(index) == list(range(begin, end)) else None
+
+
+def _taken(stacked: Tree, index: list[int]) -> Tree:
+    where = neighbours(index)
+    return rows(stacked, index) if where is None else map_leaves(lambda x: x[where], stacked)
 
 
 def row(stacked: Tree, index: int) -> dict[str, Tensor]:
@@ -65,10 +109,9 @@ def row(stacked: Tree, index: int) -> dict[str, Tensor]:
     return map_leaves(lambda x: x[index], stacked)
 
 
-def unstack(stacked: Tree) -> list[dict[str, Tensor]]:
+def unstack(stacked: Tree) -> list[Row]:
     """All rows of a stack, as views: the inverse of :func:`stack`."""
-    parts = [stacked[key].unbind(0) for key in stacked]
-    return [dict(zip(stacked, row, strict=True)) for row in zip(*parts, strict=True)]
+    return [Row(stacked, index) for index in range(length(stacked))]
 
 
 def own(tree: Tree) -> dict[str, Tensor]:
@@ -129,6 +172,11 @@ def norm_rows(stacked: Tree) -> Tensor:
 def equal(a: Tree, b: Tree) -> bool:
     """Bit for bit: same keys, dtypes, shapes and values."""
     return set(a) == set(b) and all(a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a)
+
+
+def finite(tree: Tree) -> bool:
+    """Whether all of it is numbers. A finite sum has finite terms; one that is not may have overflowed."""
+    return all(bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all()) for x in tree.values())
 
 
 def max_difference(a: Tree, b: Tree) -> float:

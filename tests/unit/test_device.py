@@ -117,11 +117,11 @@ def test_local_steps_stay_on_the_device(tmp_path: Any) -> None:
     engine.network = network(built.base, built.adapter, packed=True, device=META)
     slots = sorted(built.view.slots)[:2]
     works = [Work(Job(s, 0, Round(1, 0)), built.view.data(s, 1), built.adapter.init, None, 2, {}) for s in slots]
-    batches = {g: next(engine.sampler.batches(w.job, w.data, 1, engine.heads)) for g, w in enumerate(works)}
+    draws = {g: next(engine.sampler.draws(w.job, w.data, 1, engine.heads)) for g, w in enumerate(works)}
     x = engine.there(tree.stack([work.start for work in works]))
     local = adamw(lr=0.1, steps=1, max_norm=1.0)
     with Strict():
-        grads, losses = engine._gradients(x, {}, batches)  # type: ignore[attr-defined]
+        grads, losses = engine._gradients(x, {}, draws)  # type: ignore[attr-defined]
         new, moments = local.step(x, grads, local.init(x), 0.1, torch.ones(2, dtype=torch.bool, device=META))
     assert {t.device for t in (losses, *new.values(), *moments.values())} == {META}
 
@@ -252,19 +252,19 @@ def test_on_a_gpu_every_row_of_a_pass_counts_as_the_longest(tmp_path: Any) -> No
     built = build(tiny_config(tmp_path, "fltac"))
     engine: Any = built.engine
     works = [Work(Job(s, 0, Round(1, 0)), built.view.data(s, 1), built.adapter.init, None, 1, {}) for s in sorted(built.view.slots)]
-    batches = {g: next(engine.sampler.batches(w.job, w.data, 1, engine.heads)) for g, w in enumerate(works)}
+    draws = {g: next(engine.sampler.draws(w.job, w.data, 1, engine.heads)) for g, w in enumerate(works)}
     engine.token_budget = 40
     for where, padded in ((CPU, False), (META, True)):
         engine.network = SimpleNamespace(device=where)
-        pieces = engine._pieces(batches)
+        pieces = engine._pieces(draws)
         sizes = [len(p.batch) * int(p.batch.lengths.max()) if padded else int(p.batch.lengths.sum()) for p in pieces]
         assert max(sizes) <= 40
-        assert sum(len(p.batch) for p in pieces) == sum(len(batch) for batch in batches.values())
+        assert sum(len(p.batch) for p in pieces) == sum(len(draw) for draw in draws.values())
         share: dict[int, float] = {}
         for piece in pieces:
             for slot, part in zip(piece.slots.tolist(), piece.share.tolist(), strict=True):
                 share[slot] = share.get(slot, 0.0) + part
-        assert share == pytest.approx(dict.fromkeys(batches, 1.0))
+        assert share == pytest.approx(dict.fromkeys(draws, 1.0))
 
 
 @pytest.mark.parametrize(("family", "options", "together"), [("lora", {"rank": 16}, 4), ("tt", {"rank": 16, "bottleneck": 8}, 64)])

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fedquilt.engine.base import Work
+from fedquilt.engine.batches import join
 from fedquilt.local import sgd
 from fedquilt.method import compose
 from fedquilt.runs.build import build
@@ -45,6 +46,20 @@ def test_an_optimiser_without_state_persists_as_nothing(engine: str, tmp_path: P
     replies = built.engine.poll(built.engine.submit(jobs, hub.bank))
     assert len(replies) == len(jobs)
     assert not any(built.engine.kept.get(job.slot) for job in jobs)
+
+
+def test_draws_that_are_read_together_are_those_read_alone(tmp_path: Path) -> None:
+    built = build(tiny_config(tmp_path, "fedit"))
+    slots = sorted(built.view.slots)
+    jobs = {slot: (Job(slot, 0, Round(1, 0)), built.view.data(slot, 1)) for slot in slots}
+    draws = [next(built.engine.sampler.draws(job, data, 1, {"colour": 2})) for job, data in jobs.values()]
+    together, alone = join(draws), [draw.batch() for draw in draws]
+    assert [batch.lengths.tolist() for batch in alone] == [draw.lengths for draw in draws]
+    for name in ("tokens", "types", "lengths", "labels", "classes", "head", "keys"):
+        assert torch.equal(getattr(together, name), torch.cat([getattr(batch, name) for batch in alone])), name
+    assert together.owner.tolist() == [g for g, batch in enumerate(alone) for _ in range(len(batch))]
+    assert not any(batch.owner.any() for batch in alone)
+    assert len(set(together.keys.tolist())) == len(together)
 
 
 @pytest.mark.parametrize("method", ["fedit", "ia3", "fedtt"])

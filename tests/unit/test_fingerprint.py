@@ -96,7 +96,7 @@ def test_fisher_looks_at_no_more_examples_than_the_first_round_trains_on(steps: 
     bank = built.program.init(built.adapter.init).bank
     for job in jobs:
         work = built.engine._work(job, bank)
-        seen = list(built.engine.seen(Fisher(built.network, built.adapter.spec), work))
+        seen = [draw.batch() for draw in built.engine.seen(Fisher(built.network, built.adapter.spec), work)]
         assert sum(len(batch) for batch in seen) == min(2 * steps, work.data.samples)
         assert max(len(batch) for batch in seen) <= 2
         assert len({int(batch.keys[0]) for batch in seen}) == len(seen)  # dropout masks of their own

@@ -9,6 +9,7 @@ import pytest
 import torch
 from uploads import SPEC, state
 
+from fedquilt import tree
 from fedquilt.gate import CODES, Gate
 from fedquilt.types import Job, Reply, Round, Slot
 
@@ -71,6 +72,23 @@ def test_a_bad_reply_is_rejected_and_the_others_pass(what: str, code: str, chang
     assert [r.code for r in rejected] == [code]
     assert rejected[0].detail
     assert code in CODES
+
+
+@pytest.mark.parametrize(("what", "code", "change"), [case for case in BAD if "delta" in case[2] and case[1] == "nonfinite"])
+def test_of_replies_that_are_rows_of_one_stack_the_bad_one_is_found(what: str, code: str, change: dict[str, Any]) -> None:
+    rows = tree.unstack(tree.stack([state(1), change["delta"], state(2)]))
+    replies = [reply(client, delta=row) for client, row in enumerate(rows)]
+    accepted, rejected = Gate(SPEC)(replies, JOBS, SHARED)
+    assert accepted == [replies[0], replies[2]]
+    assert [(r.slot, r.code) for r in rejected] == [(Slot(1, 0), code)]
+
+
+def test_rows_of_a_stack_with_another_schema_are_all_rejected() -> None:
+    for leaf in (GOOD.t(), GOOD[:1], GOOD.half()):
+        rows = tree.unstack(tree.stack([with_leaf(leaf)] * 2))
+        accepted, rejected = Gate(SPEC)([reply(0, delta=rows[0]), reply(1, delta=rows[1]), reply(2)], JOBS, SHARED)
+        assert [r.slot.client for r in accepted] == [2]
+        assert [r.code for r in rejected] == ["schema", "schema"]
 
 
 def test_the_first_of_two_replies_is_used() -> None:

@@ -153,6 +153,35 @@ def test_max_difference() -> None:
         tree.max_difference(A, {})
 
 
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), min_size=1, max_size=12), st.booleans())
+def test_rows_of_several_stacks_are_stacked_in_their_order(which: list[tuple[int, int]], mixed: bool) -> None:
+    stacks = [{"a": torch.arange(8.0).view(4, 2) + 100 * i, "s": torch.arange(4.0) - i} for i in range(3)]
+    rows = [tree.unstack(x) for x in stacks]
+    chosen: list[tree.Tree] = [rows[i][j] for i, j in which]
+    if mixed:
+        chosen[-1] = dict(chosen[-1])
+    found = tree.stack(chosen)
+    assert tree.equal(found, {key: torch.stack([stacks[i][key][j] for i, j in which]) for key in ("a", "s")})
+    found["a"] += 1.0
+    assert stacks[0]["a"][0, 0] == 0.0, "a copy"
+
+
+def test_a_row_is_a_view_of_its_stack_and_a_state_like_any_other() -> None:
+    stacked = {"b": torch.zeros(3, 2), "a": torch.arange(3.0)}
+    row = tree.unstack(stacked)[1]
+    assert tree.equal(row, tree.row(stacked, 1))
+    assert (len(row), set(row), row.keys() - {"a"}) == (2, {"a", "b"}, {"b"})
+    row["b"][:] = 5.0
+    assert stacked["b"].tolist() == [[0.0, 0.0], [5.0, 5.0], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_finite_finds_what_is_no_number_and_is_not_misled_by_sums_that_overflow(value: float) -> None:
+    assert tree.finite({"a": torch.full((4,), 3e38), "b": torch.ones(2, 2), "c": torch.zeros(0)})
+    assert not tree.finite({"a": torch.zeros(5), "b": torch.tensor([1.0, value])})
+    assert not tree.finite({"a": torch.tensor([value, -value])})
+
+
 def test_unstack_is_the_inverse_of_stack_and_own_rows_are_no_views() -> None:
     states = [{"a": torch.full((2,), float(i)), "b": torch.tensor(float(i))} for i in range(3)]
     rows = tree.unstack(tree.stack(states))

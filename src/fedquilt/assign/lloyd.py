@@ -5,7 +5,7 @@ Everywhere ``weight [n]`` is how much a point counts, 1 by default: one of which
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fedquilt.rng import generator
 
-MOST = 2**21  # differences in memory at a time
+MOST = 2**21  # differences that are formed; where there are more, products are
+AT_ONCE = 2**16  # numbers that are copied at a time: half a MB
 ROWS = 1024  # items
 
 
@@ -29,7 +30,8 @@ class Clustering:
 def squared(points: Tensor, centres: Tensor) -> Tensor:
     """Squared distances ``[n, k]``; NaN centres (empty clusters) are infinitely far."""
     if points.numel() * len(centres) <= MOST:
-        distance = (points[:, None] - centres[None]).square().sum(2)
+        rows = points.split(max(1, AT_ONCE // max(1, centres.numel())))
+        distance = torch.cat([(some[:, None] - centres[None]).square_().sum(2) for some in rows])
     else:  # points are centred and float64: what cancels here is far below what tells clusters apart
         lengths = torch.linalg.vector_norm(points, dim=1).square()[:, None] + centres.square().sum(1)
         distance = (lengths - points @ (2 * centres).t()).clamp(min=0)
@@ -117,9 +119,17 @@ def _weights(points: Tensor, weight: Tensor | None) -> Tensor:
     return points.new_ones(len(points)) if weight is None else weight
 
 
+def _blocks(points: Tensor, *beside: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Points and what belongs to them, as many at a time as have :data:`AT_ONCE` numbers."""
+    step = max(1, AT_ONCE // max(1, points.shape[1]))
+    return zip(*(x.split(step) for x in (points, *beside)), strict=True)
+
+
 def _mean(points: Tensor, counts: Tensor, chosen: Tensor) -> Tensor:
-    """Weighted mean of the chosen points ``[d]``; NaN of none."""
-    return (points[chosen] * counts[chosen, None]).sum(0) / counts[chosen].sum()
+    """Weighted mean of the chosen points ``[d]``, of which a few are copied at a time; NaN of none."""
+    parts = _blocks(points, counts, chosen)
+    total = torch.stack([(some[own] * many[own, None]).sum(0) for some, many, own in parts]).sum(0)
+    return total / counts[chosen].sum()
 
 
 def _until_stable(
@@ -134,8 +144,8 @@ def _until_stable(
         labels = new
         for c in torch.unique(labels).tolist():
             centres[c] = _mean(points, counts, labels == c)
-    parts = zip(points.split(ROWS), labels.split(ROWS), counts.split(ROWS), strict=True)
-    return Clustering(labels, sum(float((some - centres[own]).square().sum(1) @ many) for some, own, many in parts))
+    parts = _blocks(points, labels, counts)
+    return Clustering(labels, sum(float((some - centres[own]).square_().sum(1) @ many) for some, own, many in parts))
 
 
 def assigned(distance: Tensor, owner: Tensor) -> Tensor:

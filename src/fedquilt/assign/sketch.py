@@ -23,7 +23,7 @@ from fedquilt.types import Spec
 EXACT = 256  # items up to which nothing is approximated
 WIDTHS = ((2_000, 2048), (12_000, 384))  # (items, numbers for each of so many): below 40 MB
 LEAST = 256  # numbers beyond
-AT_ONCE = 2**18  # numbers of the items that are made at a time: 2 MB
+AT_ONCE = 2**15  # numbers of the items that are made at a time: 256 KB; blocks of MBs leave holes in the heap
 
 Leaf = Callable[[slice], Tensor]  # some rows of one leaf, float64
 

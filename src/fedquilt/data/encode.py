@@ -61,6 +61,10 @@ class Examples:
         """``[n]`` tokens of each example."""
         return np.diff(self.offsets)
 
+    def length(self, row: int) -> int:
+        """Tokens of one example."""
+        return int(self.offsets[row + 1] - self.offsets[row])
+
     def usable(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """``rows`` without the skipped ones."""
         return rows[~np.isin(rows, self.skipped)] if self.skipped else rows

@@ -39,6 +39,10 @@ class ImageExamples:
         """``[n]`` tokens of each example: all the same."""
         return np.full(len(self), self.tokens)
 
+    def length(self, row: int) -> int:
+        """Tokens of one example."""
+        return self.tokens
+
     def usable(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """``rows``: images that cannot be used are left out before the partition."""
         return rows

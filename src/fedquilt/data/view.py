@@ -51,7 +51,7 @@ class View:
     def data(self, slot: Slot, number: int) -> SlotData:
         """What a slot holds in a round; nothing before its first task is there."""
         whole = self.slots[slot]
-        if all(self.arrives.get(name, 1) <= max(1, number) for name, _ in whole.parts):
+        if not self.arrives or all(self.arrives.get(name, 1) <= max(1, number) for name, _ in whole.parts):
             return whole
         return SlotData(tuple((name, index) for name, index in whole.parts if self.arrives.get(name, 1) <= max(1, number)))
 

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
 from fedquilt import tree
 from fedquilt.data.view import SlotData, View
 from fedquilt.engine import summing
-from fedquilt.engine.batches import Sampler
+from fedquilt.engine.batches import Draw, Sampler
 from fedquilt.engine.kept import InMemory, Kept
 from fedquilt.method import ClientPlan
 from fedquilt.models.fingerprint import Look
 from fedquilt.models.network import Network
 from fedquilt.privacy.sums import Total
 from fedquilt.ticks import Tick, between, silent
-from fedquilt.types import Batch, Failure, Hub, Job, Reply, Round, Shipment, Slot, Spec, Stack, State
+from fedquilt.types import Failure, Hub, Job, Reply, Round, Shipment, Slot, Spec, Stack, State
 
 
 class Engine(Protocol):
@@ -120,7 +119,7 @@ class InProcess(ABC):
 
     def submit(self, jobs: Sequence[Job], bank: Stack, shipments: Mapping[Slot, Shipment] | None = None) -> list[int]:
         """Train all jobs now. Nothing has to travel."""
-        rows = {row: tree.row(bank, row) for row in {job.row for job in jobs}}
+        rows = tree.unstack(bank)
         tickets = []
         for reply in self.answer(jobs, [rows[job.row] for job in jobs]):
             self.issued += 1
@@ -133,9 +132,9 @@ class InProcess(ABC):
         for begin in range(0, len(jobs), self.cohort):
             some = slice(begin, begin + self.cohort)
             works = [self._work(job, start) for job, start in zip(jobs[some], starts[some], strict=True)]
-            looks = self._looks(works)
+            looks, shared = self._looks(works), frozenset(self.client.share(works[0].job.round))
             for work, done in zip(works, self.train(works), strict=True):
-                yield self._reply(work, done, looks.get(work.job.slot))
+                yield self._reply(work, done, looks.get(work.job.slot), shared)
 
     def poll(self, tickets: Sequence[int], deadline: float | None = None) -> list[Reply]:
         """All replies: work was done at submission."""
@@ -172,26 +171,28 @@ class InProcess(ABC):
 
     def steps(self, job: Job) -> int:
         """Local steps of a job."""
-        data = self.view.data(job.slot, job.round.number)
+        return self._steps(job, self.view.data(job.slot, job.round.number))
+
+    def _steps(self, job: Job, data: SlotData) -> int:
         return self.client.local.count(data.samples, len(data.parts), job.effort)
 
     def _work(self, job: Job, row: State) -> Work:
         kept = self.kept.get(job.slot)
         start = tree.merge(row, kept["private"]) if "private" in kept else row
-        moments = kept.get("moments")
-        return Work(job, self.view.data(job.slot, job.round.number), start, moments, self.steps(job), kept)
+        data = self.view.data(job.slot, job.round.number)
+        return Work(job, data, start, kept.get("moments"), self._steps(job, data), kept)
 
-    def _reply(self, work: Work, done: Trained, look: Tensor | None) -> Reply:
-        job, shared = work.job, self.client.share(work.job.round)
+    def _reply(self, work: Work, done: Trained, look: Tensor | None, shared: frozenset[str]) -> Reply:
+        job, delta = work.job, done.delta
         keep: dict[str, State] = dict(work.kept)
-        if private := {key: x for key, x in done.state.items() if key not in shared}:
-            keep["private"] = tree.merge(keep.get("private", {}), tree.own(private))
+        if private := done.state.keys() - shared:
+            keep["private"] = tree.merge(keep.get("private", {}), tree.own(tree.select(done.state, private)))
+            delta = tree.select(delta, shared)
         if self.client.local.memory == "persist":
             keep["moments"] = tree.own(done.moments)
         if any(keep.values()):  # an optimiser without state is nothing to keep
             self.kept.put(job.slot, keep)
-        delta = tree.select(done.delta, shared)
-        delta = dict(self.client.wire.send(delta, job)) if delta else delta
+        delta = self.client.wire.send(delta, job) if delta else delta
         return Reply(job.slot, job.round.number, delta, float(work.data.samples), {"loss": done.loss}, look)
 
     def _looks(self, works: Sequence[Work]) -> dict[Slot, Tensor]:
@@ -206,14 +207,15 @@ class InProcess(ABC):
 
     def look(self, how: Look, works: Sequence[Work]) -> list[Tensor]:
         """Fingerprints of these works' data."""
-        return [how.of(self.seen(how, work), work.start) for work in works]
+        return [how.of((draw.batch() for draw in self.seen(how, work)), work.start) for work in works]
 
-    def seen(self, how: Look, work: Work) -> Iterator[Batch]:
+    def seen(self, how: Look, work: Work) -> Iterator[Draw]:
         """The batches that are looked at."""
         most = min(how.examples, work.steps * self.client.local.batch) if how.as_trained else how.examples
         return between(self.sampler.some(work.job.slot, work.data, most), self.tick)
 
 
-def starts(works: Sequence[Work], names: Sequence[str]) -> dict[str, Tensor]:
-    """The leaves ``names`` of all works as one stack."""
-    return {name: torch.stack([work.start[name] for work in works]) for name in names}
+def starts(works: Sequence[Work], names: Collection[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The leaves ``names`` of all works as one stack, and the others as another."""
+    whole = tree.stack([work.start for work in works])
+    return tree.select(whole, names), tree.select(whole, whole.keys() - set(names))

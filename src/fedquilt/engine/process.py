@@ -237,7 +237,7 @@ def _packed(states: Sequence[State]) -> bytes:
     return save(tree.stack(states)) if states else b""
 
 
-def _states(data: bytes, count: int) -> list[dict[str, Tensor]]:
+def _states(data: bytes, count: int) -> Sequence[State]:
     """The inverse of :func:`_packed`."""
     stack = load(data) if data else {}
     return tree.unstack(stack) if stack else [{} for _ in range(count)]

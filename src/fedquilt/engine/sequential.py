@@ -30,9 +30,9 @@ class SequentialEngine(InProcess):
         moments = local.init(x) if work.moments is None else self.there(tree.stack([work.moments]))
         active = torch.ones(1, dtype=torch.bool, device=self.network.device)
         losses = []
-        for batch in self.sampler.batches(work.job, work.data, work.steps, self.heads):
+        for draw in self.sampler.draws(work.job, work.data, work.steps, self.heads):
             leaves = {key: tensor.detach().requires_grad_() for key, tensor in x.items()}
-            loss = self.network.losses({**frozen, **leaves}, batch)
+            loss = self.network.losses({**frozen, **leaves}, draw.batch())
             grads = torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
             x, moments = local.step(x, dict(zip(leaves, grads, strict=True)), moments, local.rate(now), active)
             losses.append(loss.item())

@@ -92,8 +92,13 @@ def _rows(vector: Tensor, like: Tensor) -> Tensor:
     return vector.view(-1, *[1] * (like.dim() - 1))
 
 
-def _only(active: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    return new.where(_rows(active, new), old)
+def _resting(active: Tensor) -> Tensor | None:
+    """``active``, or None where everybody is: asked on the host alone, for a GPU would have to be waited for."""
+    return None if active.device.type == "cpu" and bool(active.all()) else active
+
+
+def _only(active: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
+    return new if active is None else new.where(_rows(active, new), old)
 
 
 @dataclass(frozen=True)
@@ -109,13 +114,13 @@ class sgd(Local):
     def step(self, x: Stack, grads: Stack, moments: Moments, lr: float, active: Tensor) -> tuple[Stack, Moments]:
         """One step of the active slots."""
         grads = self.clipped(grads)
-        new, after = {}, dict(moments)
+        new, after, some = {}, dict(moments), _resting(active)
         for key, value in x.items():
             move = grads[key] + self.weight_decay * value if self.weight_decay else grads[key]
             if self.momentum:
                 move = self.momentum * moments[f"m/{key}"] + move
-                after[f"m/{key}"] = _only(active, move, moments[f"m/{key}"])
-            new[key] = _only(active, value - lr * move, value)
+                after[f"m/{key}"] = _only(some, move, moments[f"m/{key}"])
+            new[key] = _only(some, value - lr * move, value)
         return new, after
 
 
@@ -142,15 +147,15 @@ class adamw(Local):
         seen = steps.clamp(min=1)
         size = lr / (1 - self.beta1**seen)
         root = (1 - self.beta2**seen).sqrt()
-        new, after = {}, dict(moments)
+        new, after, some = {}, dict(moments), _resting(active)
         after["steps"] = steps
         for key, value in x.items():
             g = grads[key]
             m = moments[f"m/{key}"].lerp(g, 1 - self.beta1)
-            v = moments[f"v/{key}"] * self.beta2 + (1 - self.beta2) * g.square()
-            bottom = v.sqrt() / _rows(root, v).to(v.dtype) + self.eps
+            v = (moments[f"v/{key}"] * self.beta2).add_(g.square().mul_(1 - self.beta2))  # in place: what is in the cache is used
+            bottom = v.sqrt().div_(_rows(root, v).to(v.dtype)).add_(self.eps)
             decayed = value * (1 - lr * self.weight_decay) if self.weight_decay else value
-            new[key] = _only(active, decayed - _rows(size, m).to(m.dtype) * (m / bottom), value)
-            after[f"m/{key}"] = _only(active, m, moments[f"m/{key}"])
-            after[f"v/{key}"] = _only(active, v, moments[f"v/{key}"])
+            new[key] = _only(some, decayed - (m / bottom).mul_(_rows(size, m).to(m.dtype)), value)
+            after[f"m/{key}"] = _only(some, m, moments[f"m/{key}"])
+            after[f"v/{key}"] = _only(some, v, moments[f"v/{key}"])
         return new, after

@@ -8,7 +8,7 @@ the first uploads; otherwise every slot that took part sends its own when it is 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from fedquilt.runs.atomic import write_atomic
 from fedquilt.runs.build import Built
 from fedquilt.runs.reopen import reopen
 from fedquilt.runs.store import ADAPTERS
-from fedquilt.types import Batch, Hub
+from fedquilt.types import Batch, Hub, Slot
 
 FILE = "router.safetensors"
 
@@ -76,8 +76,12 @@ def router_of(built: Built, hub: Hub) -> Router | None:
 
 def ask(built: Built, hub: Hub) -> Router:
     """From mean hidden states that all slots that took part send now, of the examples that a newcomer would look at."""
-    look, some = Fingerprint(built.base), built.engine.sampler.some
-    found = [look.of(some(slot, built.view.data(slot, hub.step), look.examples), {}) for slot in sorted(hub.table)]
+    look = Fingerprint(built.base)
+
+    def seen(slot: Slot) -> Iterator[Batch]:
+        return (draw.batch() for draw in built.engine.sampler.some(slot, built.view.data(slot, hub.step), look.examples))
+
+    found = [look.of(seen(slot), {}) for slot in sorted(hub.table)]
     return Router.of([hub.table[slot] for slot in sorted(hub.table)], torch.stack(found))
 
 
