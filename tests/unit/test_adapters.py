@@ -28,6 +28,7 @@ from fedquilt.adapters.tt.maps import dense
 from fedquilt.adapters.vectors import bitfit, ia3, layer_norms, ssf
 from fedquilt.adapters.whole import head, last_layers
 from fedquilt.assign.features import standardised
+from fedquilt.engine.batches import Draw
 from fedquilt.errors import ConfigError, ModelError, StateError
 from fedquilt.models.loading import Base, ModelConfig, load
 from fedquilt.models.loss import cut
@@ -348,9 +349,10 @@ def test_virtual_tokens_count_in_passes() -> None:
         built = build_tiny(tiny_config("fedit", method={"lr": 0.1, "steps": 1}, adapter={"family": kind, **options}))
         engine: Any = built.engine
         assert (engine.virtual, built.evaluator.virtual) == (virtual, virtual)
-        engine.token_budget = 60
-        seen = engine._pieces({g: batch_of(4, 1) for g in range(3)})
-        assert len(seen) == {0: 3, 7: 6}[virtual]
+        draw = Draw([(built.tasks["colour"], 0, row) for row in range(4)], 1)
+        engine.token_budget = 2 * sum(draw.lengths)  # two slots a pass; with seven tokens more in every row one
+        seen = engine._pieces(dict.fromkeys(range(3), draw))
+        assert [len(piece.slots) for piece in seen] == {0: [2, 1], 7: [1, 1, 1]}[virtual]
 
 
 def test_a_model_takes_one_loaded_adapter(tmp_path: Path) -> None:
