@@ -19,7 +19,7 @@ from fedquilt.errors import FedquiltError, QuorumError
 from fedquilt.gate import Gate, Rejection
 from fedquilt.meter import Meter
 from fedquilt.method import Program, collect
-from fedquilt.privacy.sums import Total
+from fedquilt.privacy.sums import Sums, Total
 from fedquilt.types import Failure, Hub, Job, Metrics, Reply, Round, Shipment, Slot, Spec, Updates
 
 PATIENCE = 3  # abandoned rounds in a row before giving up
@@ -39,6 +39,7 @@ class _Came(NamedTuple):
     rejected: Sequence[Rejection]
     loss: float | None
     step: Callable[[Hub], _Step]
+    memory: Mapping[str, Tensor] = {}  # what was learnt before the changes were added, and is not asked again
 
 
 class Journal(Protocol):
@@ -111,7 +112,8 @@ class Drive:
         evaluation = self.evaluate(after, now.number)
         if evaluation is not None:
             records["evals.jsonl"] = [{"round": now.number, **evaluation}]
-        self.delivery.stepped(hub.bank, after.bank, now.number)
+        if not self.program.client.choose:
+            self.delivery.stepped(hub.bank, after.bank, now.number)
         self.journal.commit(after, records, self._books())
         self.notice(now.number, summary, evaluation)
         return after
@@ -140,15 +142,21 @@ class Drive:
         self.meter.beside(total.sent, total.came)
         self.delivery.forget([failure.slot for failure in total.failures])
         rejected = [Rejection(failure.slot, failure.code, failure.detail) for failure in total.failures]
-        if total.sums is None:
-            return _Came(0, rejected, None, lambda before: (before, {}, {}))
-        weight = float(total.sums.weights.sum())
+        uniform = self.program.client.uniform
+        if total.sums is not None and (wrong := total.sums.wrong(len(total.slots), gate.most, uniform=uniform)):
+            rejected += [Rejection(slot, "schema", wrong) for slot in total.slots]
+        elif total.sums is not None:
+            return self._of_sums(total, total.sums, rejected, now)
+        return _Came(0, rejected, None, lambda before: (before, {}, {}), total.memory)
+
+    def _of_sums(self, total: Total, sums: Sums, rejected: Sequence[Rejection], now: Round) -> _Came:
+        weight = float(sums.weights.sum())
 
         def step(before: Hub) -> _Step:
             after, metrics = self.program.fold(before, total)
             return after, metrics, self.observe(now.number, None, after)
 
-        return _Came(int(total.sums.counts.sum()), rejected, total.sums.loss / weight if weight else None, step)
+        return _Came(int(sums.counts.sum()), rejected, sums.loss / weight if weight else None, step, total.memory)
 
     def _books(self) -> Books:
         return {"bytes": self.meter.state(), "delivery": self.delivery.state()}
@@ -164,7 +172,9 @@ class Drive:
                     why=f"{came.usable} of {asked} in the last one; rounds.jsonl has the codes of the others",
                     fix="lower method.lr if the code is 'nonfinite'; a longer deadline or a smaller quorum if it is 'lost'",
                 )
-            return replace(hub, step=hub.step + 1, memory={**hub.memory, ABANDONED: abandoned}), {"step": [{"abandoned": 1.0}]}
+            return replace(hub, step=hub.step + 1, memory={**hub.memory, **came.memory, ABANDONED: abandoned}), {
+                "step": [{"abandoned": 1.0}]
+            }
         hub = replace(hub, memory={key: tensor for key, tensor in hub.memory.items() if key != ABANDONED})
         after, metrics, records = came.step(hub)
         for key, tensor in after.bank.items():

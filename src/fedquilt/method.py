@@ -73,8 +73,8 @@ class ClientPlan(NamedTuple):
     def layout(self, leaves: Sequence[Leaf], now: Round) -> Layout:
         """What a client adds in a round."""
         shared = set(self.share(now))
-        rows = self.choose.rows if self.choose else 1
-        return Layout([leaf for leaf in leaves if leaf.name in shared], rows, self.uniform)
+        rows, first = (self.choose.rows, 1) if self.choose else (1, 0)  # newcomers' row 0 is nobody's
+        return Layout([leaf for leaf in leaves if leaf.name in shared], rows, self.uniform, first)
 
     def common(self, spec: Spec, now: Round) -> list[str]:
         """Leaves that a server sends: what trains and does not travel is the client's own."""

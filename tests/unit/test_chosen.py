@@ -4,6 +4,7 @@ clear."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +36,8 @@ from fedquilt.assign.chosen import (
     weights,
 )
 from fedquilt.engine.summing import places
-from fedquilt.errors import CompositionError, ConfigError, StateError
-from fedquilt.privacy.sums import BITS, decoded, encoded, summed
+from fedquilt.errors import CompositionError, ConfigError, QuorumError, StateError
+from fedquilt.privacy.sums import BITS, Adding, decoded, encoded
 from fedquilt.runs.build import assemble
 from fedquilt.runs.launch import run
 from fedquilt.runs.plan import plan
@@ -62,14 +63,18 @@ class Crowd:
         def add(question: Question) -> Tensor:
             self.asked.append(question)
             n = len(self.tasks)
-            parts = {c: encoded(how.answer(question, self.looks[c], self.samples[c], NOW.seed), n) for c in range(n)}
-            assert {len(part) for part in parts.values()} == {how.size(question, self.looks[0].shape[1])}
-            return decoded(summed(parts, n))
+            adding = Adding(n)
+            for c in range(n):
+                adding.add(c, encoded(how.answer(question, self.looks[c], self.samples[c], NOW.seed), n))
+            assert len(adding.words) == how.size(question, self.looks[0].shape[1])
+            return decoded(adding.total())
 
         return add
 
     def settled(self, how: chosen, memory: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-        return how.settle(memory or {}, self.slots, NOW, self.ask(how))  # type: ignore[arg-type]
+        found = dict(memory or {})
+        how.settle(memory or {}, self.slots, NOW, self.ask(how), found)  # type: ignore[arg-type]
+        return found
 
     def rows(self, how: chosen, memory: dict[str, Tensor]) -> list[list[int]]:
         told = places(memory)
@@ -151,12 +156,17 @@ def test_slots_of_one_client_never_share_a_row() -> None:
         assert len(set(rows)) == len(rows)
 
 
-def test_nothing_is_asked_while_nobody_is_new() -> None:
-    crowd, how = Crowd(SIX), chosen(3)
-    memory = crowd.settled(how)
-    crowd.asked.clear()
-    assert how.settle(memory, crowd.slots[2:5], NOW, crowd.ask(how)) == {}  # type: ignore[arg-type]
-    assert crowd.asked == []
+def test_nothing_is_asked_while_nobody_is_new_or_somebody_would_be_seen_alone() -> None:
+    """What one newcomer adds is the difference to what was added before: it chooses among the centres that there are."""
+    few, more, how = Crowd(SIX[:5]), Crowd(SIX), chosen(3)
+    more.looks[:5], more.samples[:5] = few.looks, few.samples
+    memory = few.settled(how)
+    for slots in (few.slots[2:5], few.slots, more.slots):
+        found: dict[str, Tensor] = {}
+        how.settle(memory, slots, NOW, more.ask(how), found)  # type: ignore[arg-type]
+        assert found == {}
+    assert more.asked == []
+    assert more.agreement(more.rows(how, memory)) == 1.0
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -179,15 +189,43 @@ def test_rows_keep_their_meaning_when_clusters_are_found_anew() -> None:
     assert matched(torch.tensor([[0.1, 5.0], [0.0, 0.2], [5.0, 0.3]]), before) == [1, 2, 0]
 
 
-def test_a_sum_that_cannot_be_made_changes_nothing() -> None:
-    class Lost(Exception):
-        pass
+@pytest.mark.parametrize("after", range(5))
+def test_what_was_found_before_a_sum_failed_is_not_asked_again(after: int) -> None:
+    """Asked again of other clients, the two answers would differ by somebody's own. In the end the places are the same."""
+    crowd, how, found = Crowd(SIX), chosen(3), dict[str, Tensor]()
+    add = crowd.ask(how)
 
-    def add(question: Question) -> Tensor:
-        raise Lost
+    def failing(question: Question) -> Tensor:
+        if len(crowd.asked) == after:
+            raise QuorumError("too few")
+        return add(question)  # type: ignore[no-any-return,operator]
 
-    with pytest.raises(Lost):
-        chosen(3).settle({}, [Slot(0, 0)], NOW, add)
+    with suppress(QuorumError):
+        how.settle({}, crowd.slots, NOW, failing, found)
+    crowd.asked, again = [], dict(found)
+    how.settle(found, crowd.slots, NOW, add, again)  # type: ignore[arg-type]
+    assert [question.mean is None for question in crowd.asked].count(True) == (0 if after else 1)
+    assert [question.mean is not None and question.axes is None for question in crowd.asked].count(True) == (0 if after > 1 else 1)
+    for key, x in crowd.settled(how).items():
+        assert torch.equal(x, again[key]), key
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e308])
+def test_points_that_are_no_numbers_are_refused(bad: float) -> None:
+    crowd, how = Crowd(SIX), chosen(3)
+    memory = crowd.settled(how)
+    looks = crowd.looks[0].double()
+    looks[0, 0] = bad
+    with pytest.raises(StateError, match="no numbers"):
+        how.choose(places(memory), looks, crowd.samples[0], NOW.seed)
+
+
+@pytest.mark.parametrize("total", [torch.zeros(7), torch.full((7,), torch.nan), -torch.ones(7)])
+def test_sums_that_are_no_numbers_are_no_moments(total: Tensor) -> None:
+    """One client can add anything."""
+    for how in (moments, lambda x: principal(x, 2)):
+        with pytest.raises(QuorumError, match="no numbers"):
+            how(total.double())
 
 
 def test_a_number_in_which_slots_do_not_differ_says_nothing() -> None:

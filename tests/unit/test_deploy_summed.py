@@ -8,15 +8,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from door import differences, journal
-from own import Federation, adapters, shared, simulated, slots
+from own import RUN, Federation, adapters, shared, simulated, slots
 from tiny import tiny_config
 
 from fedquilt.deploy.loopback import Node
 from fedquilt.deploy.messages import Masked, Opened, Refused
 from fedquilt.deploy.parcel import Parcel, parcel, read, unpack
+from fedquilt.deploy.summing import Openings
 from fedquilt.engine.base import InProcess
-from fedquilt.errors import QuorumError
+from fedquilt.errors import QuorumError, StateError
+from fedquilt.privacy.sums import Sums
+from fedquilt.runs.config import parse
 from fedquilt.runs.launch import run
 from fedquilt.types import Reply
 
@@ -66,7 +70,8 @@ def test_the_sum_is_that_of_a_simulation(method: str, more: dict[str, Any], tmp_
     assert differences(adapters(there), adapters(here)) == []
     assert journal(there) == journal(here)
     for one, other in zip(slots(there), slots(here), strict=True):
-        assert [{**slot, "row": None} for slot in one] == [{**slot, "row": None} for slot in other]
+        said = {"row": None, "samples": 0} if method == "fltac" else {"samples": 0}
+        assert one == [{**slot, **said} for slot in other], "neither rows nor sample counts are said"
 
 
 def test_it_is_the_mean_in_the_clear_but_for_rounding(tmp_path: Path) -> None:
@@ -104,16 +109,20 @@ def test_who_leaves_after_its_vector_was_sent_is_in_the_sum(tmp_path: Path) -> N
     assert differences(adapters(there), adapters(simulated(tmp_path, tables))) == []
 
 
-@pytest.mark.parametrize("phase", PHASES)
-def test_with_fewer_than_the_threshold_there_is_no_sum(phase: str, tmp_path: Path) -> None:
+BELOW = [*(("fedit", phase, 2) for phase in PHASES), *(("fltac", phase, 1) for phase in ("place", *PHASES))]
+
+
+@pytest.mark.parametrize(("method", "phase", "number"), BELOW)
+def test_with_fewer_than_the_threshold_there_is_no_sum(method: str, phase: str, number: int, tmp_path: Path) -> None:
     """Two of four leave, three are needed: the round changes nothing, and the next one is a round like any other."""
-    federation = Federation(tmp_path, secure("fedit"))
+    federation = Federation(tmp_path, secure(method, method=CHOICE if method == "fltac" else {}))
     for node in (11, 12):
-        interfering(federation, node, phase, 2, lambda data, honest: None)
+        interfering(federation, node, phase, number, lambda data, honest: None)
     rounds = journal(federation.run())
-    assert [entry["accepted"] for entry in rounds] == [4, 0, 4]
-    details = {tuple(entry["slot"]): entry["detail"] for entry in rounds[1]["rejected"]}
-    assert set(details) == {(c, 0) for c in range(4)}
+    every = rounds[-1]["jobs"]
+    assert [entry["accepted"] for entry in rounds] == [0 if entry["round"] == number else every for entry in rounds]
+    details = {tuple(entry["slot"]): entry["detail"] for entry in rounds[number - 1]["rejected"]}
+    assert {client for client, _ in details} == set(range(4))
     assert any("3 are needed" in detail for detail in details.values())
 
 
@@ -215,7 +224,7 @@ def test_a_phase_is_answered_the_same_when_it_is_asked_the_same_and_never_anew(t
         assert unpack(host.answer(question), MOST).kind == "refused"
 
 
-@pytest.mark.parametrize("clients", [0, 3])
+@pytest.mark.parametrize("clients", [0, 2])
 def test_a_server_that_says_fewer_clients_than_there_are_gets_no_shares(clients: int, tmp_path: Path) -> None:
     """The threshold is made from the number that the train message says: below two thirds of those who sent keys nobody goes on."""
     federation = Federation(tmp_path, secure("fedit", rounds=1))
@@ -230,10 +239,9 @@ def test_a_server_that_says_fewer_clients_than_there_are_gets_no_shares(clients:
 
     federation.answers = {node: cheating(node) for node in honest}
     (entry,) = journal(federation.run())
-    if clients:  # three of four: the threshold is three all the same
-        assert entry["accepted"] == 4
-    else:
-        assert {(r["code"], r["detail"]) for r in entry["rejected"]} == {("refused", "an unreadable message")}
+    assert entry["accepted"] == 0
+    why = "an error of its own" if clients else "an unreadable message"
+    assert {(r["code"], r["detail"]) for r in entry["rejected"]} == {("refused", why)}
 
 
 def test_a_slot_that_diverged_is_left_out_by_its_own_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,3 +256,120 @@ def test_a_slot_that_diverged_is_left_out_by_its_own_client(tmp_path: Path, monk
 
     monkeypatch.setattr(InProcess, "_reply", diverging)
     assert [entry["accepted"] for entry in journal(run(config, directory=tmp_path / "run"))] == [3, 3]
+
+
+def test_zeros_are_nobody_to_hide_among(tmp_path: Path) -> None:
+    """Three of four lost what they had, and have nothing to add: the sum would be the fourth one's changes."""
+    federation = Federation(tmp_path, secure("fedit"))
+
+    def losing(data: bytes, honest: Node) -> bytes | None:
+        host = federation.hosts[next(node for node, answer in originals.items() if answer is honest)]
+        for path in (host.folder / RUN).glob("round-*"):
+            path.unlink()
+        return honest(data)
+
+    originals = dict(federation.answers)
+    for node in (10, 11, 12):
+        interfering(federation, node, "train", 2, losing)
+    rounds = journal(federation.run())
+    assert [entry["accepted"] for entry in rounds] == [4, 0, 4]
+    details = [entry["detail"] for entry in rounds[1]["rejected"]]
+    assert details.count("nothing to add") == 3
+
+
+def test_the_same_numbers_are_never_summed_with_others(tmp_path: Path) -> None:
+    """A server that lost its state asks round 1 again. With the same people it is told the same; without one of them nobody opens:
+    the difference of the two sums would be that one's changes."""
+    federation = Federation(tmp_path, secure("fedit", rounds=1))
+    first = adapters(federation.run())
+    config = parse(federation.tables, tmp_path)
+    again = run(config, directory=tmp_path / "again", engine=federation.engine)
+    assert differences(adapters(again), first) == []
+    interfering(federation, 13, "train", 1, lambda data, honest: None)
+    (entry,) = journal(run(config, directory=tmp_path / "fewer", engine=federation.engine))
+    assert entry["accepted"] == 0
+    assert [r["detail"] for r in entry["rejected"]] == ["in another sum already"] * 3 + ["nothing came in time"]
+
+
+def test_what_was_opened_is_remembered(tmp_path: Path) -> None:
+    """Also if the last line was cut off by a crash: that vector was not opened."""
+    path, one, other = tmp_path / "opened.jsonl", np.arange(3, dtype=np.uint64), np.arange(4, dtype=np.uint64)
+    Openings(path).allow(one, [0, 1, 2])
+    path.write_text(path.read_text() + '["abc", [0, 1')
+    Openings(path).allow(other, [0, 1])
+    for words, clients in ((one, [0, 1]), (other, [0, 1, 2]), (one, [0, 1, 2, 3])):
+        with pytest.raises(StateError, match="with other clients"):
+            Openings(path).allow(words, clients)
+    for words, clients in ((one, [0, 1, 2]), (other, [0, 1])):
+        Openings(path).allow(words, clients)
+    assert len(path.read_text().splitlines()) == 3
+
+
+KEYS: dict[str, Callable[[bytes, bytes], bytes]] = {
+    "no key for masks": lambda mine, other: bytes(32) + mine[32:],
+    "no key for shares": lambda mine, other: mine[:32] + bytes(32) + mine[64:],
+    "the same twice": lambda mine, other: mine[:32] * 2 + mine[64:],
+    "another one's": lambda mine, other: other,
+}
+
+
+@pytest.mark.parametrize("case", KEYS)
+def test_keys_that_nobody_can_use_cost_their_owner_the_sum_and_nobody_else(case: str, tmp_path: Path) -> None:
+    federation, seen = Federation(tmp_path, secure("fedit", rounds=1)), list[bytes]()
+    interfering(federation, 10, "train", 1, lambda data, honest: (seen.append(honest(data) or b""), seen[-1])[1])
+
+    def lying(data: bytes, honest: Node) -> bytes | None:
+        other = unpack(seen[0], MOST).blocks[0]
+        return _blocks(honest(data), lambda blocks: (KEYS[case](blocks[0], other),))
+
+    interfering(federation, 13, "train", 1, lying)
+    (entry,) = journal(federation.run())
+    stolen = case == "another one's"  # whose they are cannot be known
+    assert entry["accepted"] == (0 if stolen else 3)
+    wrong = {tuple(r["slot"]) for r in entry["rejected"] if r["detail"] == "public keys that nobody can use"}
+    assert wrong == ({(0, 0), (3, 0)} if stolen else {(3, 0)})
+
+
+def sums(counts: list[int], weights: list[float], value: float = 1.0) -> Sums:
+    return Sums(
+        {"w": torch.full((len(counts), 2), value, dtype=torch.float64)}, torch.tensor(weights).double(), torch.tensor(counts), 0.5
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "uniform", "wrong"),
+    [
+        (sums([0, 2, 1], [0.0, 40.0, 2.0]), False, ""),
+        (sums([2, 1], [2.0, 1.0]), True, ""),
+        (sums([4], [9.0]), False, "4 slots were counted, and 3 took part"),
+        (sums([4, -2], [9.0, 1.0]), False, "2 slots were counted"),
+        (sums([1], [-1.0]), False, "weights"),
+        (sums([1, 1], [1.0, 0.0]), False, "weights"),
+        (sums([0, 1], [1.0, 1.0]), False, "weights"),
+        (sums([1], [1e12]), False, "weights"),
+        (sums([1], [2.0]), True, "weights"),
+        (sums([1], [1.0], float("nan")), False, "numbers that are none"),
+    ],
+)
+def test_sums_that_cannot_be_are_found_out(found: Sums, uniform: bool, wrong: str) -> None:
+    assert found.wrong(3, 1e9, uniform=uniform).startswith(wrong)
+    assert bool(found.wrong(3, 1e9, uniform=uniform)) == bool(wrong)
+
+
+def test_a_sum_that_cannot_be_ends_no_run(tmp_path: Path) -> None:
+    """One client adds a count of a thousand: the round changes nothing."""
+    federation = Federation(tmp_path, secure("fedit", rounds=2))
+    node = federation.hosts[11]
+    answer = node.answer
+
+    def lying(data: bytes) -> bytes:
+        said = answer(data)
+        if node.party is not None and unpack(data, MOST).kind == "train" and unpack(data, MOST).said["round"] == 1:
+            node.party.words[-2] += np.uint64(1000 << 32)
+        return said
+
+    federation.answers[11] = lying
+    first, second = journal(federation.run())
+    assert (first["accepted"], second["accepted"]) == (0, 4)
+    assert {r["code"] for r in first["rejected"]} == {"schema"}
+    assert "1004 slots were counted" in first["rejected"][0]["detail"]

@@ -6,9 +6,10 @@ import os
 import signal
 import stat
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Timer
+from threading import Thread, Timer
 
 import pytest
 from door import differences, result
@@ -19,7 +20,7 @@ from fedquilt.deploy.loopback import Loopback
 from fedquilt.deploy.messages import Train
 from fedquilt.deploy.parcel import parcel, unpack
 from fedquilt.deploy.remote import Remote
-from fedquilt.deploy.worker import TAKEN, ask, log_of, start
+from fedquilt.deploy.worker import TAKEN, ask, log_of, serve, start
 from fedquilt.errors import StateError
 from fedquilt.runs.build import Built, build
 from fedquilt.runs.config import load_config
@@ -114,3 +115,23 @@ def test_a_worker_that_cannot_start_says_where_it_says_why(station: Station) -> 
 def test_a_socket_s_path_has_a_length(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="too long for a socket"):
         ask(tmp_path / ("x" * 300), b"", lambda: start(tmp_path / "c", 0, tmp_path, tmp_path / ("x" * 300)))
+
+
+def test_a_worker_in_the_middle_of_a_sum_waits_for_the_slowest(tmp_path: Path) -> None:
+    """Its secrets are in its memory alone: it must not end because the others take longer than it is idle otherwise."""
+    place, under_way = tmp_path / "w", [True]
+
+    def answer(data: bytes) -> bytes:
+        under_way[0] = data != b"the last"
+        return data
+
+    serving = Thread(target=serve, args=(place, answer, 0.05, lambda: under_way[0]), daemon=True)
+    serving.start()
+    while not place.exists():
+        time.sleep(0.01)
+    time.sleep(0.3)
+    for data in (b"first", b"the last"):
+        assert ask(place, data, lambda: pytest.fail("it has ended")) == data
+        time.sleep(0.2)
+    serving.join(5)
+    assert not serving.is_alive(), "nobody asks any more"

@@ -36,14 +36,16 @@ from fedquilt.assign.base import Assignment, Fingerprints
 from fedquilt.assign.kmeans import LOOKED, kmeans
 from fedquilt.assign.lloyd import assigned, squared
 from fedquilt.assign.sketch import Items, Sketch
-from fedquilt.errors import CompositionError, ConfigError, StateError
+from fedquilt.errors import CompositionError, ConfigError, QuorumError, StateError
 from fedquilt.types import Hub, Round, Slot, Spec, Updates
 
 WIDTH = 256  # numbers of a point before there are axes
 STEPS = 30  # of Lloyd at most; each is a sum
 FLAT = 1e-6  # variance of a number in which slots do not differ: below it is rounding
 PREFIX = "places/"  # in Hub.memory
-SLOTS, MEAN, SCALE, AXES, CENTRES, MASS = (f"{PREFIX}{name}" for name in ("slots", "mean", "scale", "axes", "centres", "mass"))
+SLOTS, MEAN, SCALE, AXES, WIDE, CENTRES, MASS = (
+    f"{PREFIX}{name}" for name in ("slots", "mean", "scale", "axes", "wide", "centres", "mass")
+)
 
 
 class Question(NamedTuple):
@@ -106,30 +108,30 @@ class chosen:
         """Never: the server does not know the rows."""
         raise CompositionError("clients choose their rows", where="method.assign", fix="secure_aggregation = true")
 
-    def settle(self, memory: Mapping[str, Tensor], slots: Sequence[Slot], now: Round, add: Add) -> dict[str, Tensor]:
-        """Server: what is to be remembered of the places of these slots, all that are there; nothing if they were there before.
+    def settle(self, memory: Mapping[str, Tensor], slots: Sequence[Slot], now: Round, add: Add, found: dict[str, Tensor]) -> None:
+        """Server: what is to be remembered of the places of these slots, all that are there, into ``found``.
 
-        ``add`` may raise what it likes: nothing has changed then.
+        Nothing is asked while those who are new are of one client: what its slots add would be the difference to what was added
+        before. It chooses among the centres that there are. ``add`` may raise: what was found until then is in ``found``, and is
+        not asked again, of other clients perhaps.
         """
         there = {Slot(*pair) for pair in memory[SLOTS].tolist()} if SLOTS in memory else set()
-        if set(slots) <= there:
-            return {}
-        known = memory.get(CENTRES)
-        if known is None:
-            mean, scale = moments(add(Question()))
-            axes, spread = principal(add(Question(mean, scale)), 2 * self.k)
-            told = Question(mean, scale, axes, self._begin(spread, now))
-        else:
-            told = Question(memory[MEAN], memory[SCALE], memory[AXES])
-            begin = self._begin(known.std(0, correction=0), now)
-            told = told._replace(centres=torch.cat([known[None], begin[1:]]))  # what is known is one of the starts
-        centres, mass = self._lloyd(told, add)
+        if SLOTS in memory and len({slot.client for slot in set(slots) - there}) < 2:
+            return
+        if MEAN not in memory:
+            found[MEAN], found[SCALE] = moments(add(Question()))
+        mean, scale = ({**memory, **found}[key] for key in (MEAN, SCALE))
+        if AXES not in memory:
+            found[AXES], found[WIDE] = principal(add(Question(mean, scale)), 2 * self.k)
+        axes, wide = ({**memory, **found}[key] for key in (AXES, WIDE))
+        known, begin = memory.get(CENTRES), self._begin(wide, now)
+        if known is not None:  # is one of the starts
+            begin = torch.cat([known[None], begin[1:]])
+        centres, mass = self._lloyd(Question(mean, scale, axes, begin), add)
         if known is not None:
             order = matched(centres, known)
             centres, mass = centres[order], mass[order]
-        found = torch.tensor(sorted(there | set(slots)))
-        kept = dict(zip((MEAN, SCALE, AXES), told[:3], strict=True))
-        return {SLOTS: found, CENTRES: centres, MASS: mass} | {key: x for key, x in kept.items() if x is not None}
+        found |= {SLOTS: torch.tensor(sorted(there | set(slots))), CENTRES: centres, MASS: mass}
 
     def _begin(self, spread: Tensor, now: Round) -> Tensor:
         """Starts ``[R, k, q]``, as wide as points are spread along every axis ``[q]``."""
@@ -152,7 +154,11 @@ class chosen:
         return centres[best], mass[best]
 
     def answer(self, question: Question, looks: Tensor, samples: Sequence[int], seed: int) -> Tensor:
-        """Client: what it adds, float64; ``looks [s, d]`` of its slots and how many examples each has."""
+        """Client: what it adds, float64; ``looks [s, d]`` of its slots and how many examples each has.
+
+        Raises:
+            StateError: looks or centres that are no numbers.
+        """
         weight = weights(samples)
         if question.mean is None:
             x = looks.double()
@@ -189,6 +195,8 @@ class chosen:
         return [row + 1 for row in self._label(squared(points, told.centres[0]), weights(samples)).tolist()]
 
     def _label(self, distance: Tensor, weight: Tensor) -> Tensor:
+        if not bool((distance < torch.finfo(torch.float64).max).all()):  # what infinity has become in it
+            raise StateError("points or centres that are no numbers", where="message")
         if self.constraint == "none":
             return distance.argmin(1)
         return assigned(distance * weight[:, None], torch.zeros(len(distance), dtype=torch.long))
@@ -227,6 +235,7 @@ def weights(samples: Sequence[int]) -> Tensor:
 
 def moments(total: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation ``[d]`` from the sums; a number in which slots do not differ is infinitely wide."""
+    _numbers(total)
     mass, first, second = total[0], *total[1:].chunk(2)
     mean = first / mass
     variance = second / mass - mean.square()
@@ -235,6 +244,7 @@ def moments(total: Tensor) -> tuple[Tensor, Tensor]:
 
 def principal(total: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """Axes ``[p, q]`` of the points whose products were added, the widest first, at most so many, and how wide each is ``[q]``."""
+    _numbers(total)
     p = int((2 * (len(total) - 1)) ** 0.5)
     products = torch.zeros(p, p, dtype=torch.float64)
     products[tuple(torch.triu_indices(p, p))] = total[1:]
@@ -261,6 +271,11 @@ def matched(centres: Tensor, before: Tensor) -> list[int]:
 
     _, column = linear_sum_assignment(squared(before, centres).numpy())
     return [int(c) for c in column]
+
+
+def _numbers(total: Tensor) -> None:
+    if not (bool(total.isfinite().all()) and total[0] > 0):
+        raise QuorumError("the clients' sums are no numbers", where="secure aggregation")
 
 
 def _parts(total: Tensor, starts: int, k: int, p: int) -> tuple[Tensor, Tensor, Tensor]:

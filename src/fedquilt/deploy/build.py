@@ -13,7 +13,8 @@ from pathlib import Path
 from fedquilt.deploy.elsewhere import Elsewhere, evaluation
 from fedquilt.deploy.host import Host
 from fedquilt.deploy.messages import SLOTS, Pins
-from fedquilt.deploy.remote import Remote, Transport
+from fedquilt.deploy.remote import Remote
+from fedquilt.deploy.transport import Transport
 from fedquilt.errors import CompositionError
 from fedquilt.runs.atomic import write_atomic
 from fedquilt.runs.build import Built

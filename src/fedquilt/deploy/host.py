@@ -41,11 +41,11 @@ from fedquilt.deploy.messages import (
 from fedquilt.deploy.parcel import HEAD, Parcel, parcel, read, unpack
 from fedquilt.engine.base import InProcess
 from fedquilt.engine.kept import InMemory
-from fedquilt.engine.summing import answer, rows
+from fedquilt.engine.summing import answer, rows_of
 from fedquilt.errors import FedquiltError, QuorumError, StateError
 from fedquilt.evaluate import Evaluator
 from fedquilt.privacy.fixed import Words
-from fedquilt.privacy.sums import encoded
+from fedquilt.privacy.sums import KEYS, encoded
 from fedquilt.runs.atomic import write_atomic
 from fedquilt.types import Job, Leaf, Reply, Round, Slot, State
 from fedquilt.wire import message
@@ -53,6 +53,10 @@ from fedquilt.wire import message
 if TYPE_CHECKING:
     from fedquilt.deploy.summing import Party
 
+REASONS: dict[str, Literal["an unreadable message", "in another sum already"]] = {
+    "message": "an unreadable message",
+    "openings": "in another sum already",
+}
 HELD, VISIT = "held", "visit"  # kinds of what a slot keeps, beside the engine's own
 
 
@@ -106,8 +110,8 @@ class Host:
             said = parcel(Refused(why="too few clients to hide among"))
         except (FedquiltError, OSError) as error:
             print(f"refused: {error}", file=sys.stderr, flush=True)
-            unread = isinstance(error, StateError) and error.where == "message"
-            said = parcel(Refused(why="an unreadable message" if unread else "an error of its own"))
+            place = error.where if isinstance(error, StateError) else ""
+            said = parcel(Refused(why=REASONS.get(place, "an error of its own")))
         return said.pack()
 
     @property
@@ -116,10 +120,10 @@ class Host:
         choose, look = self.engine.client.choose, self.engine.fingerprint
         adapters = max(len(self.engine.view.slots), choose.k if choose else 0)
         centres = 8 * (2 * look.size + 2 * choose.k * (WIDTH + choose.starts * choose.k)) if choose and look else 0
-        return 2 * HEAD + adapters * message.size(self.leaves) + centres
+        return HEAD + KEYS * HEAD // 8 + adapters * message.size(self.leaves) + centres
 
     def _hello(self, hello: Hello) -> Parcel:
-        if other := self._other(hello.pins):
+        if other := self.pins.other(hello.pins):
             return parcel(Refused(why=other))
         counts = [(number, self.engine.roster(number).get(self.client, 0)) for number in range(1, self.rounds + 1)]
         changes = [entry for i, entry in enumerate(counts) if not i or entry[1] != counts[i - 1][1]]
@@ -127,13 +131,6 @@ class Host:
             return parcel(Present(client=self.client, slots=changes, samples=[]))
         samples = [self.engine.view.data(slot, self.rounds).samples for slot in sorted(self.engine.view.slots)]
         return parcel(Present(client=self.client, slots=changes, samples=samples))
-
-    def _other(self, pins: Pins) -> Literal["another configuration", "another base model", "another adapter layout"] | None:
-        if pins.config != self.pins.config:
-            return "another configuration"
-        if pins.base != self.pins.base:
-            return "another base model"
-        return None if pins.layout == self.pins.layout else "another adapter layout"
 
     def _train(self, train: Train, blocks: tuple[bytes, ...]) -> Parcel:
         if train.pins != self.pins.all:
@@ -157,7 +154,10 @@ class Host:
             return self._reply(train, replies, undone)
         rows = {job.slot: job.row if client.choose else 0 for job in jobs}
         layout = client.layout(self.leaves, Round(train.round, self.seed))
-        return self._ready(train, undone, partial(layout.words, [(rows[reply.slot], reply) for reply in replies]))
+        usable = [(rows[reply.slot], reply) for reply in replies if layout.usable(reply)]
+        if not usable:  # zeros would be counted among those to hide among
+            return parcel(Refused(why="nothing to add"))
+        return self._ready(train, undone, partial(layout.words, usable))
 
     def _asked(self, train: Train, blocks: tuple[bytes, ...], kept: InMemory) -> tuple[list[Job], list[Undone]]:
         """Jobs of slots that hold what the server thinks; what they were sent is in ``kept``."""
@@ -195,7 +195,8 @@ class Host:
         told = self._question(blocks[-1])
         if told.centres is None or len(told.centres) != 1:
             raise StateError("not one set of centres", where="message")
-        return rows(self.engine, self.client, told, now, self.start)
+        many = self.engine.roster(now.number).get(self.client, 0)
+        return rows_of(self.engine, self.client, many, told, now, self.start) if many else {}
 
     def _question(self, block: bytes) -> Question:
         how, look = self.engine.client.choose, self.engine.fingerprint
@@ -209,26 +210,33 @@ class Host:
         if len(blocks) != 1:
             raise StateError("a question of several blocks", where="message")
         now = Round(place.round, self.seed)
-        vector = answer(self.engine, self.client, self._question(blocks[0]), now, self.start)
+        many = self.engine.roster(now.number).get(self.client, 0)
+        if not many:
+            return parcel(Refused(why="nothing to add"))
+        vector = answer(self.engine, self.client, many, self._question(blocks[0]), now, self.start)
         return self._ready(place, [], partial(encoded, vector))
 
     def _ready(self, asked: Train | Place, undone: list[Undone], words: Callable[[int], Words]) -> Parcel:
         """Keep what would have been sent until the others are ready, too."""
-        from fedquilt.deploy.summing import Party, Which  # here, for not everybody has cryptography
+        from fedquilt.deploy.summing import Openings, Party, Which  # here, for not everybody has cryptography
 
         which = Which(asked.run, asked.round, asked.step if isinstance(asked, Place) else 0)
         try:
-            self.party = Party(self.client, which, words(asked.clients), asked.clients)
+            openings = Openings(Generations(self.folder / asked.run, self.keep).folder / "opened.jsonl")
+            self.party = Party(self.client, which, words(asked.clients), asked.clients, openings)
         except ValueError as error:
-            raise StateError("these numbers cannot be added", where="sum", why=str(error), fix="lower method.lr") from error
+            raise StateError("these numbers cannot be added", where="sum", why=str(error)) from error
         return parcel(Ready(**which._asdict(), undone=undone), (self.party.keys(),))
 
     def _phase(self, asked: Parcel, data: bytes) -> Parcel:
         """A phase of the sum; the same again if it is asked the same again, for its answer may have been lost on the way."""
+        if self.answered[0] == data:
+            return self.answered[1]
         if self.party is None:
-            raise StateError("a phase of a sum that was not begun here", where="sum", why="the worker is another one by now")
-        if self.answered[0] != data:
-            self.answered = data, self.party.answer(asked)
+            raise StateError("a phase of a sum that is not under way here", where="sum", why="the worker is another one by now")
+        self.answered = data, self.party.answer(asked)
+        if asked.kind == "open":  # nothing of it is needed any more
+            self.party = None
         return self.answered[1]
 
     def _same(self, folder: Path) -> bool:
@@ -243,7 +251,7 @@ class Host:
         """How good these adapters are on this client's own evaluation rows; leaves that stay here are its own."""
         if judge.pins != self.pins.all:
             return parcel(Refused(why="another configuration"))
-        choose = self.engine.client.choose if judge.round else None  # before the first round there is nothing to choose from
+        choose = self.engine.client.choose if judge.chosen else None
         if (choose.rows if choose else len(judge.slots)) != len(blocks) or len(set(judge.slots)) != len(judge.slots):
             raise StateError("a judge message with other blocks than slots", where="message")
         kept, now = Generations(self.folder / judge.run, self.keep).after(judge.round), max(1, judge.round)
@@ -258,7 +266,8 @@ class Host:
             for part, (name, examples) in enumerate(self.engine.view.data(slot, now).parts):
                 found = self.evaluator.of(state, name)
                 metrics = {key: value if abs(value) <= MOST else None for key, value in found.items()}
-                scores.append(Score.model_validate({"slot": number, "part": part, "metrics": metrics, "samples": len(examples)}))
+                many = 0 if self.engine.client.summed else len(examples)  # which of these sums are made nobody is told
+                scores.append(Score.model_validate({"slot": number, "part": part, "metrics": metrics, "samples": many}))
         return parcel(Judged(run=judge.run, round=judge.round, scores=scores))
 
     def _received(self, ask: Ask, block: bytes) -> dict[str, Tensor]:

@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fedquilt.data.kinds import Metric
 
+MOST_ROUNDS = 10**9
+MOST_CLIENTS = 10**6
 SLOTS = 1000  # of one client, at most
 MOST_EFFORT = 1000.0
 MOST = 1e9  # of a loss or a metric
@@ -45,6 +47,14 @@ class Pins(Strict):
     def all(self) -> str:
         """All of them in one, for the messages after the first."""
         return hashlib.sha256(" ".join((self.config, self.base, self.layout)).encode()).hexdigest()
+
+    def other(self, theirs: Pins) -> Literal["another configuration", "another base model", "another adapter layout"] | None:
+        """What the other side has another one of."""
+        if theirs.config != self.config:
+            return "another configuration"
+        if theirs.base != self.base:
+            return "another base model"
+        return None if theirs.layout == self.layout else "another adapter layout"
 
 
 class Hello(Strict):
@@ -83,9 +93,9 @@ class Train(Strict):
 
     run: str = Field(pattern=RUN)
     pins: str
-    round: int = Field(ge=1)
+    round: int = Field(ge=1, le=MOST_ROUNDS)
     asks: list[Ask]
-    clients: int = Field(0, ge=0)
+    clients: int = Field(0, ge=0, le=MOST_CLIENTS)
 
 
 class Done(Strict):
@@ -108,7 +118,7 @@ class Trained(Strict):
     """Client to server."""
 
     run: str = Field(pattern=RUN)
-    round: int = Field(ge=1)
+    round: int = Field(ge=1, le=MOST_ROUNDS)
     done: list[Done] = Field(max_length=SLOTS)
     undone: list[Undone] = Field(max_length=SLOTS)
 
@@ -119,9 +129,9 @@ class Place(Strict):
 
     run: str = Field(pattern=RUN)
     pins: str
-    round: int = Field(ge=1)
-    step: int = Field(ge=1)
-    clients: int = Field(ge=1)
+    round: int = Field(ge=1, le=MOST_ROUNDS)
+    step: int = Field(ge=1, le=MOST_ROUNDS)
+    clients: int = Field(ge=1, le=MOST_CLIENTS)
 
 
 class Phase(Strict):
@@ -129,8 +139,8 @@ class Phase(Strict):
     whose blocks these are, or who is meant; see :mod:`fedquilt.deploy.summing`."""
 
     run: str = Field(pattern=RUN)
-    round: int = Field(ge=1)
-    step: int = Field(0, ge=0)
+    round: int = Field(ge=1, le=MOST_ROUNDS)
+    step: int = Field(0, ge=0, le=MOST_ROUNDS)
     clients: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
 
 
@@ -165,13 +175,14 @@ class Opened(Phase):
 
 
 class Judge(Strict):
-    """Server to client, where nobody else has data to evaluate on: a block per slot, the adapter after round ``round``; where
-    clients choose, all rows and the centres."""
+    """Server to client, where nobody else has data to evaluate on: a block per slot, the adapter after round ``round``; or, if
+    rows are ``chosen``, all of them and the centres."""
 
     run: str = Field(pattern=RUN)
     pins: str
-    round: int = Field(ge=0)
+    round: int = Field(ge=0, le=MOST_ROUNDS)
     slots: list[Annotated[int, Field(ge=0)]]
+    chosen: bool = False
 
 
 class Score(Strict):
@@ -188,7 +199,7 @@ class Judged(Strict):
     """Client to server."""
 
     run: str = Field(pattern=RUN)
-    round: int = Field(ge=0)
+    round: int = Field(ge=0, le=MOST_ROUNDS)
     scores: list[Score] = Field(max_length=2 * SLOTS)
 
 
@@ -201,6 +212,8 @@ class Refused(Strict):
         "another adapter layout",
         "other data than before",
         "too few clients to hide among",
+        "nothing to add",
+        "in another sum already",
         "an unreadable message",
         "an error of its own",
     ]

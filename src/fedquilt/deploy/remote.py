@@ -8,14 +8,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from torch import Tensor
 
 from fedquilt import tree
-from fedquilt.assign.chosen import packed
+from fedquilt.assign.chosen import CENTRES, packed
 from fedquilt.deploy.messages import Ask, Hello, Judge, Judged, Pins, Present, Score, Train, Trained
 from fedquilt.deploy.parcel import HEAD, UNREADABLE, Away, heard, parcel, plain, read, what_of
+from fedquilt.deploy.transport import SILENT, Transport
 from fedquilt.engine.kept import InMemory, Kept
 from fedquilt.engine.summing import places
 from fedquilt.errors import ConfigError, FedquiltError, StateError
@@ -24,24 +24,6 @@ from fedquilt.method import ClientPlan
 from fedquilt.privacy.sums import Total
 from fedquilt.types import Failure, Hub, Job, Leaf, Reply, Round, Shipment, Slot, Spec, Stack, State
 from fedquilt.wire import message
-
-SILENT = "nothing came in time"
-
-
-class Transport(Protocol):
-    """Carries messages to nodes and back. A node is whatever the transport can reach; who is behind it is said in an answer."""
-
-    def nodes(self) -> Sequence[int]:
-        """Those that can be reached now."""
-        ...
-
-    def send(self, node: int, data: bytes) -> int:
-        """Hand over a message; a ticket for its answer."""
-        ...
-
-    def receive(self, tickets: Sequence[int], seconds: float) -> Mapping[int, bytes | str]:
-        """Answers that came within that time, and of those that will not come the reason."""
-        ...
 
 
 @dataclass
@@ -139,7 +121,7 @@ class Remote:
 
     def submit(self, jobs: Sequence[Job], bank: Stack, shipments: Mapping[Slot, Shipment]) -> list[int]:
         """One message per client; returns a ticket for each."""
-        tickets, mine_of = [], _by_client(jobs)
+        tickets, mine_of = [], by_client(jobs)
         for client, data in self.training(jobs, bank, shipments).items():
             ticket = self.transport.send(self.nodes[client], data)
             self.out[ticket] = mine_of[client][0].round.number, {job.slot.number: job for job in mine_of[client]}
@@ -153,7 +135,7 @@ class Remote:
             what = job.row, shipments[job.slot].leaves
             if what not in blocks_of:
                 blocks_of[what] = self._block(tree.row(bank, job.row), what[1])
-        messages, mine_of = {}, _by_client(jobs)
+        messages, mine_of = {}, by_client(jobs)
         how_many = {"clients": len(mine_of)} if self.client.summed else {}
         for client, mine in mine_of.items():
             asks = [self._ask(job, shipments[job.slot]) for job in mine]
@@ -199,11 +181,12 @@ class Remote:
         now, asked = max(1, hub.step), {}
         for client, many in self.roster(now).items():
             slots, names = list(range(many)), self.spec.names()
-            if self.client.choose and hub.step:
+            chosen = self.client.choose is not None and CENTRES in hub.memory  # else there is nothing to choose from yet
+            if chosen:
                 blocks = self.choices(hub, names)
             else:
                 blocks = tuple(self._block(tree.row(hub.bank, hub.row_of(Slot(client, number))), names) for number in slots)
-            said = Judge(run=self.run, pins=self.pins.all, round=hub.step, slots=slots)
+            said = Judge(run=self.run, pins=self.pins.all, round=hub.step, slots=slots, chosen=chosen)
             asked[self.transport.send(self.nodes[client], parcel(said, blocks).pack())] = client
         answers, found = self.transport.receive(list(asked), self.deadline), []
         for ticket, client in asked.items():
@@ -296,7 +279,8 @@ class Remote:
         return found + [Failure(jobs[slot].slot, "lost", "the answer does not mention it") for slot in sorted(silent)]
 
 
-def _by_client(jobs: Sequence[Job]) -> dict[int, list[Job]]:
+def by_client(jobs: Sequence[Job]) -> dict[int, list[Job]]:
+    """Client -> its jobs, both in order."""
     found: dict[int, list[Job]] = {}
     for job in sorted(jobs, key=lambda job: job.slot):
         found.setdefault(job.slot.client, []).append(job)

@@ -6,16 +6,19 @@
     open   -> opened     nothing; for every client that shared, in order, a share of 33 bytes: of its seed if it is one of
                          ``clients``, whose vectors arrived, or of its key
 
-A client that does not answer a phase, or answers it with something else, is not in the next one. Numbers of the protocol are those
-of clients and one, for they must be positive.
+A client that does not answer a phase, or answers it with something else, is not in the next one.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -42,17 +45,47 @@ class Which(NamedTuple):
         return f"{self.run} {self.round} {self.step}".encode()
 
 
+class Openings:
+    """With whom a client has let each of its vectors be summed: a line per vector, its SHA-256 and the clients.
+
+    The same vector in two sums, of which one client is in one alone, would tell that client's: a server that asks a round again,
+    after a crash or because it lies, may ask the same people only.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def allow(self, words: Words, clients: Sequence[int]) -> None:
+        """Note that this vector is summed with those of these clients.
+
+        Raises:
+            StateError: it was summed with others before.
+        """
+        digest, now = hashlib.sha256(words.tobytes()).hexdigest(), [*clients]
+        lines = self.path.read_text(encoding="ascii").splitlines() if self.path.exists() else []
+        before = dict(json.loads(line) for line in lines if line.endswith("]"))  # the last one may be cut off: it was not opened
+        if before.get(digest, now) != now:
+            what = "these numbers are in another sum already, with other clients: the two would tell somebody's apart"
+            raise StateError(what, where="openings", fix="the same clients as before, or a new run")
+        if digest not in before:
+            with self.path.open("a", encoding="ascii") as handle:
+                handle.write(("" if not lines or lines[-1].endswith("]") else "\n") + json.dumps([digest, now]) + "\n")
+                handle.flush()
+                os.fsync(handle.fileno())
+
+
 class Party:
     """A client in one sum.
 
     Args:
         words: its vector.
         clients: how many were asked: what the threshold is made from.
+        openings: what it has opened so far.
     """
 
-    def __init__(self, client: int, which: Which, words: Words, clients: int) -> None:
-        self.client, self.which, self.words = client, which, words
-        self.secrets = secagg.Client(client + 1, which.session, least(clients))
+    def __init__(self, client: int, which: Which, words: Words, clients: int, openings: Openings) -> None:
+        self.client, self.which, self.words, self.openings = client, which, words, openings
+        self.secrets = secagg.Client(client, which.session, least(clients))
         self.holders: list[int] = []
 
     def keys(self) -> bytes:
@@ -80,19 +113,20 @@ class Party:
         return how(said.clients, asked.blocks)
 
     def _shared(self, clients: list[int], blocks: tuple[bytes, ...]) -> Parcel:
-        keys = {c + 1: keys_of(block) for c, block in zip(clients, blocks, strict=True)}
+        keys = {c: keys_of(block) for c, block in zip(clients, blocks, strict=True)}
         sealed = self.secrets.shares(keys)
-        return self._said(Shared, *(sealed[c + 1] for c in clients if c != self.client))
+        return self._said(Shared, *(sealed[c] for c in clients if c != self.client))
 
     def _masked(self, clients: list[int], blocks: tuple[bytes, ...]) -> Parcel:
-        received = {c + 1: block for c, block in zip(clients, blocks, strict=True)}
+        total = self.secrets.masked(self.words, dict(zip(clients, blocks, strict=True)))
         self.holders = sorted({*clients, self.client})
-        return self._said(Masked, self.secrets.masked(self.words, received).astype("<u8").tobytes())
+        return self._said(Masked, total.astype("<u8").tobytes())
 
     def _opened(self, clients: list[int], blocks: tuple[bytes, ...]) -> Parcel:
-        opened = self.secrets.unmask([c + 1 for c in clients])
+        self.openings.allow(self.words, clients)
+        opened = self.secrets.unmask(clients)
         both = {**opened.seeds, **opened.keys}
-        return self._said(Opened, b"".join(both[c + 1] for c in self.holders))
+        return self._said(Opened, b"".join(both[c] for c in self.holders))
 
     def _said(self, kind: type[Phase], *blocks: bytes) -> Parcel:
         return parcel(kind(**self.which._asdict()), blocks)
@@ -130,7 +164,9 @@ class Collection:
                 if Which(ready.run, ready.round, ready.step) != self.which or [*map(len, answer.blocks)] != [KEYS]:
                     raise StateError("an answer of another sum, or without keys", where="message")
                 found[client] = answer.blocks[0], {one.slot: str(one.code) for one in ready.undone}
-        return found
+        usable = secagg.sound({client: keys_of(block) for client, (block, _) in found.items()})
+        self.lost |= dict.fromkeys(found.keys() - usable.keys(), ("malformed", "public keys that nobody can use"))
+        return {client: found[client] for client in usable}
 
     def total(self, ready: Mapping[int, bytes], size: int) -> tuple[Words, list[int]] | None:
         """The sum of ``size`` numbers and whose it is; ``ready``: client -> what it said when it was ready.
@@ -140,20 +176,20 @@ class Collection:
         server = secagg.Server(self.which.session, least(self.asked))
         self.came.update({client: len(block) for client, block in ready.items()})
         try:
-            keys = server.collect_keys({c + 1: keys_of(block) for c, block in ready.items()})
+            keys = server.collect_keys({c: keys_of(block) for c, block in ready.items()})
             everybody = sorted(ready)
-            blocks = [b"".join(keys[c + 1]) for c in everybody]
+            blocks = [b"".join(keys[c]) for c in everybody]
             sealed = [SEALED] * (len(everybody) - 1)
             shared = self._phase(Share, Shared, dict.fromkeys(everybody, (everybody, blocks)), sealed)
-            others = {c: [other + 1 for other in everybody if other != c] for c in shared}
-            routed = server.route({c + 1: dict(zip(others[c], found, strict=True)) for c, found in shared.items()})
+            others = {c: [other for other in everybody if other != c] for c in shared}
+            routed = server.route({c: dict(zip(others[c], found, strict=True)) for c, found in shared.items()})
             sharing = sorted(shared)
-            mine = {c: ([other for other in sharing if other != c], [*routed[c + 1].values()]) for c in sharing}
+            mine = {c: ([other for other in sharing if other != c], [*routed[c].values()]) for c in sharing}
             came = self._phase(Mask, Masked, mine, [8 * size])
-            masked = {c + 1: np.frombuffer(found[0], dtype="<u8").astype(np.uint64) for c, found in came.items()}
+            masked = {c: np.frombuffer(found[0], dtype="<u8").astype(np.uint64) for c, found in came.items()}
             arrived = sorted(server.enough(came, "sent their upload"))
             opened = self._phase(Open, Opened, dict.fromkeys(arrived, (arrived, [])), [SHARE * len(sharing)])
-            found = {c + 1: _opened(block[0], sharing, arrived) for c, block in opened.items()}
+            found = {c: _opened(block[0], sharing, arrived) for c, block in opened.items()}
             return server.total(masked, found), arrived
         except (QuorumError, SecureAggregationError) as error:
             self.why = error.what
@@ -207,5 +243,5 @@ def keys_of(block: bytes) -> Keys:
 
 def _opened(block: bytes, sharing: Sequence[int], arrived: Sequence[int]) -> secagg.Opened:
     shares = {c: block[SHARE * i : SHARE * (i + 1)] for i, c in enumerate(sharing)}
-    seeds = {c + 1: share for c, share in shares.items() if c in set(arrived)}
-    return secagg.Opened(seeds, {c + 1: share for c, share in shares.items() if c + 1 not in seeds})
+    seeds = {c: share for c, share in shares.items() if c in set(arrived)}
+    return secagg.Opened(seeds, {c: share for c, share in shares.items() if c not in seeds})

@@ -6,57 +6,59 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import count
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from fedquilt.assign.chosen import Question, packed
 from fedquilt.deploy.messages import Ask, Place, Train
 from fedquilt.deploy.parcel import parcel
+from fedquilt.deploy.remote import Remote, by_client
 from fedquilt.deploy.summing import Collection, Which
+from fedquilt.engine.summing import slots_of
 from fedquilt.errors import QuorumError
 from fedquilt.privacy.fixed import Words
 from fedquilt.privacy.sums import Total, decoded
 from fedquilt.types import Failure, Hub, Job, Round, Shipment, Slot
 
-if TYPE_CHECKING:
-    from fedquilt.deploy.remote import Remote
-
 
 class Found(NamedTuple):
-    """What came of a sum: it, whose it is, why others are not in it, and slots that have no part in it though their client has."""
+    """What came of a sum: it, whose it is, why there is none, and slots that have no part in it though their client has."""
 
     words: Words | None
     there: Sequence[int]
-    lost: Mapping[int, tuple[str, str]]
+    why: str
     undone: Mapping[int, Mapping[int, str]]
 
 
 class Totals:
-    """The sums of one round. ``sent``, ``came``: bytes in blocks, by client."""
+    """The sums of one round, of those who were there when it began. ``sent``, ``came``: bytes in blocks, by client; ``lost``: who
+    fell out, and is not asked again in this round."""
 
     def __init__(self, remote: Remote, now: Round) -> None:
-        self.remote, self.now, self.client = remote, now, remote.client
+        self.remote, self.now, self.client, self.roster = remote, now, remote.client, remote.roster(now.number)
         self.sent: Counter[int] = Counter()
         self.came: Counter[int] = Counter()
+        self.lost: dict[int, tuple[str, str]] = {}
         self.steps = count(1)
 
     def total(self, jobs: Sequence[Job], hub: Hub, shipments: Mapping[Slot, Shipment]) -> Total:
         """Of the changes; before, where clients choose rows and somebody is new, of what they are asked."""
         memory: dict[str, Tensor] = {}
+        asked = jobs
         if self.client.choose:
-            there = [Slot(client, n) for client, many in self.remote.roster(self.now.number).items() for n in range(many)]
             try:
-                memory = self.client.choose.settle(hub.memory, there, self.now, self._asked)
+                self.client.choose.settle(hub.memory, slots_of(self.roster), self.now, self._asked, memory)
             except QuorumError as error:
-                return Total(None, (), tuple(Failure(job.slot, "lost", error.what) for job in jobs), self.sent, self.came)
-            hub = replace(hub, memory={**hub.memory, **memory})
-            messages = self._choosing(jobs, hub)
+                why = {job.slot: self.lost.get(job.slot.client, ("lost", error.what)) for job in jobs}
+                return Total(None, (), tuple(Failure(slot, *said) for slot, said in why.items()), self.sent, self.came, memory)
+            asked = [job for job in jobs if job.slot.client not in self.lost]
+            messages = self._choosing(asked, replace(hub, memory={**hub.memory, **memory}))
         else:
             messages = self.remote.training(jobs, hub.bank, shipments)
         layout = self.client.layout(self.remote.leaves, self.now)
         found = self._summed(messages, Which(self.remote.run, self.now.number), layout.size)
-        failures = tuple(failure for job in jobs if (failure := _failure(job.slot, found)))
+        failures = tuple(failure for job in jobs if (failure := self._failure(job.slot, found)))
         done = {job.slot for job in jobs} - {failure.slot for failure in failures}
         sums = layout.read(found.words) if found.words is not None else None
         return Total(sums, tuple(sorted(done)), failures, self.sent, self.came, memory)
@@ -70,25 +72,22 @@ class Totals:
         if self.client.choose is None:
             raise ValueError("nobody chooses rows under this method")
         which, block = Which(self.remote.run, self.now.number, next(self.steps)), packed(question)
-        clients = sorted(self.remote.roster(self.now.number))
+        clients = sorted(self.roster.keys() - self.lost.keys())
         said = Place(**which._asdict(), pins=self.remote.pins.all, clients=len(clients))
         self.sent.update(dict.fromkeys(clients, len(block)))
         message = parcel(said, (block,)).pack()
         found = self._summed(dict.fromkeys(clients, message), which, self.client.choose.size(question, self.remote.fingerprint))
         if found.words is None:
-            raise QuorumError(next(iter(found.lost.values()))[1])
+            raise QuorumError(found.why)
         return decoded(found.words)
 
     def _choosing(self, jobs: Sequence[Job], hub: Hub) -> dict[int, bytes]:
         """Of every client: all rows and the centres, and which slots are to train."""
-        blocks = self.remote.choices(hub, self.client.common(self.remote.spec, self.now))
-        clients = sorted({job.slot.client for job in jobs})
-        messages = {}
-        for client in clients:
-            mine = [job for job in jobs if job.slot.client == client]
+        blocks, mine_of = self.remote.choices(hub, self.client.common(self.remote.spec, self.now)), by_client(jobs)
+        messages, pins = {}, self.remote.pins.all
+        for client, mine in mine_of.items():
             asks = [Ask(slot=job.slot.number, leaves=None, since=0, effort=job.effort, new=False) for job in mine]
-            pins = self.remote.pins.all
-            said = Train(run=self.remote.run, pins=pins, round=self.now.number, asks=asks, clients=len(clients))
+            said = Train(run=self.remote.run, pins=pins, round=self.now.number, asks=asks, clients=len(mine_of))
             messages[client] = parcel(said, blocks).pack()
             self.sent[client] += sum(map(len, blocks))
         return messages
@@ -98,12 +97,11 @@ class Totals:
         collection = Collection(which, len(messages), self.remote.told, sent=self.sent, came=self.came)
         ready = collection.ready(self.remote.told(messages))
         words, there = collection.total({client: keys for client, (keys, _) in ready.items()}, size) or (None, [])
-        lost = {client: ("lost", collection.why) for client in messages if client not in there} | collection.lost
-        return Found(words, there, lost, {client: undone for client, (_, undone) in ready.items()})
+        self.lost |= collection.lost
+        return Found(words, there, collection.why, {client: undone for client, (_, undone) in ready.items()})
 
-
-def _failure(slot: Slot, found: Found) -> Failure | None:
-    if slot.client not in found.there:
-        return Failure(slot, *found.lost[slot.client])
-    code = found.undone[slot.client].get(slot.number)
-    return Failure(slot, code, "so it says") if code else None
+    def _failure(self, slot: Slot, found: Found) -> Failure | None:
+        if slot.client not in found.there:
+            return Failure(slot, *self.lost.get(slot.client, ("lost", found.why)))
+        code = found.undone[slot.client].get(slot.number)
+        return Failure(slot, code, "so it says") if code else None

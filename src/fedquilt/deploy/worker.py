@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from fedquilt.errors import StateError
 
 IDLE = 1800.0  # seconds without a message after which a worker ends
+LONGEST_SUM = 86400.0  # seconds that a worker waits, with secrets in its memory, for the slowest client of a sum
 START = 600.0  # seconds that a worker has to load its model
 TRIES = 3  # of one message
 PATIENCE = 2.0  # seconds for another worker to go that is about to
@@ -64,8 +65,8 @@ def start(config: Path, client: int, folder: Path, place: Path, idle: float = ID
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
 
-def serve(place: Path, answer: Callable[[bytes], bytes], idle: float) -> None:
-    """Answer one message after the other until none has come for ``idle`` seconds."""
+def serve(place: Path, answer: Callable[[bytes], bytes], idle: float, busy: Callable[[], bool] = lambda: False) -> None:
+    """Answer one message after the other until none has come for ``idle`` seconds, or :data:`LONGEST_SUM` while ``busy``."""
     with socket.socket(socket.AF_UNIX) as listener, suppress(TimeoutError):
         before = os.umask(0o177)  # this user's alone
         try:
@@ -73,8 +74,8 @@ def serve(place: Path, answer: Callable[[bytes], bytes], idle: float) -> None:
         finally:
             os.umask(before)
         listener.listen()
-        listener.settimeout(idle)
         while True:
+            listener.settimeout(max(idle, LONGEST_SUM) if busy() else idle)
             asking, _ = listener.accept()
             with suppress(EOFError, ConnectionError), Connection(asking.detach()) as pipe:
                 pipe.send_bytes(answer(pipe.recv_bytes()))
@@ -99,7 +100,7 @@ def main() -> None:
 
             one = host(build(load_config(arguments.config), client=arguments.client), arguments.client, arguments.folder)
             try:
-                serve(arguments.socket, one.answer, arguments.idle)
+                serve(arguments.socket, one.answer, arguments.idle, lambda: one.party is not None)
             finally:
                 arguments.socket.unlink(missing_ok=True)
     except Timeout:

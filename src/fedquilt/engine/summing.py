@@ -6,8 +6,9 @@ Also what a client knows of where its slots belong, here and on a machine of its
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,9 +16,9 @@ from torch import Tensor
 
 from fedquilt import tree
 from fedquilt.assign.chosen import AXES, CENTRES, MEAN, SCALE, Question, chosen
-from fedquilt.errors import QuorumError
+from fedquilt.errors import QuorumError, StateError
 from fedquilt.privacy.fixed import Words
-from fedquilt.privacy.sums import Total, decoded, encoded, summed, traffic
+from fedquilt.privacy.sums import Adding, Total, decoded, encoded, traffic
 from fedquilt.types import Failure, Hub, Job, Reply, Round, Slot, State
 from fedquilt.wire import message
 
@@ -27,49 +28,84 @@ if TYPE_CHECKING:
 
 def total(engine: InProcess, jobs: Sequence[Job], hub: Hub) -> Total:
     """A round: clients choose rows, if the method lets them, train, and add up."""
-    slots, now = [job.slot for job in jobs], jobs[0].round
-    sent: Counter[int] = Counter()
-    came: Counter[int] = Counter()
-    failures: list[Failure] = []
-
-    def add(vectors: Mapping[int, Words], asked: int, told: int) -> Words:
-        """The sum; every client was sent ``told`` bytes beside what the protocol takes."""
-        found = summed(vectors, asked)
-        down, up = traffic(len(vectors), len(found))
-        sent.update(dict.fromkeys(vectors, down + told))
-        came.update(dict.fromkeys(vectors, up))
-        return found
+    now, roster, memory = jobs[0].round, engine.roster(jobs[0].round.number), dict[str, Tensor]()
+    books, start = _Books(), tree.row(hub.bank, 0)
 
     def ask(question: Question) -> Tensor:
-        clients = sorted(engine.roster(now.number))
-        said = {client: answer(engine, client, question, now, tree.row(hub.bank, 0)) for client in clients}
-        return decoded(add({c: encoded(x, len(clients)) for c, x in said.items()}, len(clients), question.size))
+        adding = Adding(len(roster) - len(books.lost))
+        for client, many in sorted(roster.items()):
+            if client not in books.lost:
+                with books.falling(client):
+                    adding.add(client, encoded(answer(engine, client, many, question, now, start), adding.asked))
+        return decoded(books.total(adding, question.size))
 
+    rows, told = {job.slot: job.row for job in jobs}, 0
     try:
-        memory, told = {}, 0
         if engine.client.choose:
-            memory = engine.client.choose.settle(hub.memory, present(engine, now.number), now, ask)
+            engine.client.choose.settle(hub.memory, slots_of(roster), now, ask, memory)
             hub = replace(hub, memory={**hub.memory, **memory})
-            rows = table(engine, hub, now.number)
-            jobs = [replace(job, row=rows[job.slot]) for job in jobs]
+            for client in {job.slot.client for job in jobs} - books.lost.keys():
+                with books.falling(client):
+                    rows |= rows_of(engine, client, roster[client], places(hub.memory), now, start)
             told = offered(engine.client.choose, hub, engine.client.common(engine.spec, now), engine)
-        parts: dict[int, list[tuple[int, Reply]]] = {job.slot.client: [] for job in jobs}
-        row_of = {job.slot: job.row for job in jobs}
-        for reply in engine.poll(engine.submit(jobs, hub.bank)):
-            parts[reply.slot.client].append((row_of[reply.slot], reply))
-        layout, vectors = engine.client.layout(engine.spec.leaves, now), {}
-        for client, replies in parts.items():
-            try:
-                vectors[client] = layout.words(replies, len(parts))
-            except ValueError as error:
-                failures += [Failure(reply.slot, "refused", str(error)) for _, reply in replies]
-        found = add(vectors, len(parts), told)
+        adding = _changes(
+            engine, [replace(job, row=rows[job.slot]) for job in jobs if job.slot.client not in books.lost], hub, books
+        )
+        found = books.total(adding, told)
     except QuorumError as error:
-        gone = {failure.slot for failure in failures}
-        failures += [Failure(slot, "lost", error.what) for slot in slots if slot not in gone]
-        return Total(None, (), tuple(failures), sent, came)
-    there = tuple(slot for slot in slots if slot.client in vectors)
-    return Total(layout.read(found), there, tuple(failures), sent, came, memory)
+        failures = tuple(Failure(job.slot, *books.why(job.slot.client, error.what)) for job in jobs)
+        return Total(None, (), failures, books.sent, books.came, memory)
+    failures = tuple(Failure(job.slot, *books.why(job.slot.client, "")) for job in jobs if job.slot.client not in adding.clients)
+    there = tuple(job.slot for job in jobs if job.slot.client in adding.clients)
+    return Total(engine.client.layout(engine.spec.leaves, now).read(found), there, failures, books.sent, books.came, memory)
+
+
+def _changes(engine: InProcess, jobs: Sequence[Job], hub: Hub, books: _Books) -> Adding:
+    """What clients add of their training."""
+    parts: dict[int, list[tuple[int, Reply]]] = {job.slot.client: [] for job in jobs}
+    if not jobs:
+        return Adding(0)
+    layout, rows = engine.client.layout(engine.spec.leaves, jobs[0].round), {job.slot: job.row for job in jobs}
+    for reply in engine.poll(engine.submit(jobs, hub.bank)):
+        if layout.usable(reply):
+            parts[reply.slot.client].append((rows[reply.slot], reply))
+    adding = Adding(len(parts))
+    for client, replies in parts.items():
+        if not replies:  # zeros would be counted among those to hide among
+            books.lost[client] = "nothing to add"
+            continue
+        with books.falling(client):
+            adding.add(client, layout.words(replies, len(parts)))
+    return adding
+
+
+@dataclass
+class _Books:
+    """Bytes by client, and why some have no part any more."""
+
+    sent: Counter[int] = field(default_factory=Counter)
+    came: Counter[int] = field(default_factory=Counter)
+    lost: dict[int, str] = field(default_factory=dict)
+
+    @contextmanager
+    def falling(self, client: int) -> Iterator[None]:
+        """A client whose numbers cannot be added is left out, as it would leave itself out elsewhere."""
+        try:
+            yield
+        except (ValueError, StateError):
+            self.lost[client] = "an error of its own"
+
+    def why(self, client: int, otherwise: str) -> tuple[str, str]:
+        """Code and reason."""
+        return ("refused", self.lost[client]) if client in self.lost else ("lost", otherwise)
+
+    def total(self, adding: Adding, told: int) -> Words:
+        """The sum, of which every client was sent ``told`` bytes beside what the protocol takes."""
+        found = adding.total()
+        down, up = traffic(len(adding.clients), len(found))
+        self.sent.update(dict.fromkeys(adding.clients, down + told))
+        self.came.update(dict.fromkeys(adding.clients, up))
+        return found
 
 
 def offered(how: chosen, hub: Hub, leaves: Sequence[str], engine: InProcess) -> int:
@@ -83,35 +119,38 @@ def places(memory: Mapping[str, Tensor]) -> Question:
     return Question(memory[MEAN], memory[SCALE], memory[AXES], memory[CENTRES][None])
 
 
-def present(engine: InProcess, number: int) -> list[Slot]:
-    """All slots that are there in a round."""
-    return [Slot(client, n) for client, count in sorted(engine.roster(number).items()) for n in range(count)]
+def slots_of(roster: Mapping[int, int]) -> list[Slot]:
+    """All slots of a roster."""
+    return [Slot(client, n) for client, many in sorted(roster.items()) for n in range(many)]
 
 
 def table(engine: InProcess, hub: Hub, number: int) -> dict[Slot, int]:
-    """The rows that this engine's clients choose; empty before there is anything to choose."""
+    """The rows that this engine's clients choose; empty before there is anything to choose. Who cannot choose is in no row."""
     if CENTRES not in hub.memory:
         return {}
-    start, now = tree.row(hub.bank, 0), Round(max(1, number), engine.sampler.seed)
-    every = [rows(engine, client, places(hub.memory), now, start) for client in sorted(engine.roster(now.number))]
-    return {slot: row for found in every for slot, row in found.items()}
+    start, now, found = tree.row(hub.bank, 0), Round(max(1, number), engine.sampler.seed), dict[Slot, int]()
+    for client, many in sorted(engine.roster(now.number).items()):
+        with suppress(ValueError, StateError):
+            found |= rows_of(engine, client, many, places(hub.memory), now, start)
+    return found
 
 
-def rows(engine: InProcess, client: int, told: Question, now: Round, start: State) -> dict[Slot, int]:
-    """A client's: its slots and their rows."""
-    slots = [slot for slot in present(engine, now.number) if slot.client == client]
-    if engine.client.choose is None or not slots:
-        return {}
-    found = engine.client.choose.choose(told, *_seen(engine, slots, now, start), now.seed)
+def rows_of(engine: InProcess, client: int, many: int, told: Question, now: Round, start: State) -> dict[Slot, int]:
+    """A client's ``many`` slots and their rows."""
+    slots = slots_of({client: many})
+    found = _how(engine).choose(told, *_seen(engine, slots, now, start), now.seed)
     return dict(zip(slots, found, strict=True))
 
 
-def answer(engine: InProcess, client: int, question: Question, now: Round, start: State) -> Tensor:
-    """A client's: what it adds to a question; ``start``: what newcomers start from."""
-    slots = [slot for slot in present(engine, now.number) if slot.client == client]
+def answer(engine: InProcess, client: int, many: int, question: Question, now: Round, start: State) -> Tensor:
+    """What a client of ``many`` slots adds to a question; ``start``: what newcomers start from."""
+    return _how(engine).answer(question, *_seen(engine, slots_of({client: many}), now, start), now.seed)
+
+
+def _how(engine: InProcess) -> chosen:
     if engine.client.choose is None:
         raise ValueError("nobody chooses rows under this method")
-    return engine.client.choose.answer(question, *_seen(engine, slots, now, start), now.seed)
+    return engine.client.choose
 
 
 def _seen(engine: InProcess, slots: Sequence[Slot], now: Round, start: State) -> tuple[Tensor, list[int]]:

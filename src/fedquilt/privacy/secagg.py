@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
@@ -99,8 +100,29 @@ def pair_mask(own: X25519PrivateKey, other: bytes, session: bytes, me: int, them
     return mask if me < them else np.negative(mask)
 
 
+def sound(keys: Mapping[int, Keys]) -> dict[int, Keys]:
+    """Those that everybody can use: agreement works with them, and nobody else has them. Others would cost all clients the sum."""
+    often = Counter(key for one in keys.values() for key in one)
+    probe = X25519PrivateKey.generate()
+
+    def usable(one: Keys) -> bool:
+        try:
+            for key in (one.masks, one.shares):
+                probe.exchange(X25519PublicKey.from_public_bytes(key))
+        except ValueError:
+            return False
+        return all(often[key] == 1 for key in one)
+
+    return {client: one for client, one in keys.items() if usable(one)}
+
+
+def _place(number: int) -> int:
+    """Of a client's shares on the polynomial: positive, for the secret is at 0."""
+    return number + 1
+
+
 class Client:
-    """One client's half. ``number``: positive, different for all; ``session``: names run and round, the same for all."""
+    """One client's half. ``number``: different for all; ``session``: names the sum, the same for all."""
 
     def __init__(self, number: int, session: bytes, threshold: int) -> None:
         self.number, self.session, self.threshold = number, session, threshold
@@ -131,10 +153,12 @@ class Client:
             raise SecureAggregationError("keys are missing, repeated or not mine", where=f"client {self.number}")
         self._keys = dict(keys)
         holders = sorted(keys)
-        seed = shamir.split(self._seed, holders, self.threshold)
-        key = shamir.split(self._masks.private_bytes_raw(), holders, self.threshold)
-        self._held[self.number] = seed[self.number] + key[self.number]
-        sealed = {to: self._seal(to, seed[to] + key[to]) for to in holders if to != self.number}
+        places = [_place(holder) for holder in holders]
+        seed = shamir.split(self._seed, places, self.threshold)
+        key = shamir.split(self._masks.private_bytes_raw(), places, self.threshold)
+        both = {holder: seed[place] + key[place] for holder, place in zip(holders, places, strict=True)}
+        self._held[self.number] = both.pop(self.number)
+        sealed = {to: self._seal(to, shares) for to, shares in both.items()}
         self._phase = 2
         return sealed
 
@@ -238,7 +262,7 @@ class Server:
         if set(masked) - self.sharing or len({(vector.dtype, vector.shape) for vector in masked.values()}) != 1:
             raise SecureAggregationError("uploads of strangers, or of different sizes", where="secure aggregation")
         holders = sorted(self.enough(opened, "opened masks"))[: self.threshold]
-        by, size = shamir.weights(holders), len(next(iter(masked.values())))
+        by, size = shamir.weights([_place(holder) for holder in holders]), len(next(iter(masked.values())))
         result = np.zeros(size, dtype=np.uint64)
         for client in sorted(masked):
             result += masked[client]
@@ -256,7 +280,7 @@ class Server:
 
     def _secret(self, held: Mapping[int, Mapping[int, bytes]], of: int, by: Mapping[int, int]) -> bytes:
         try:
-            return shamir.join({holder: shares[of] for holder, shares in held.items()}, by)
+            return shamir.join({_place(holder): shares[of] for holder, shares in held.items()}, by)
         except (KeyError, ValueError) as error:
             raise SecureAggregationError(
                 f"the shares of client {of}'s secret are incomplete", where="secure aggregation"

@@ -1,6 +1,6 @@
 """A round of which the server sees sums alone: what a client adds to them, and what they say.
 
-One vector of fixed-point numbers per client, in which every row of the bank has a place:
+One vector of fixed-point numbers per client, in which every row of the bank that a slot may be in has a place:
 
     for every row and leaf  sum of weight * change       over the client's slots that are in the row
     for every row           sum of weights, number of slots
@@ -38,6 +38,17 @@ class Sums(NamedTuple):
     counts: Tensor
     loss: float
 
+    def wrong(self, slots: int, most: float, *, uniform: bool) -> str:
+        """What these sums of so many slots, none heavier than ``most``, cannot be; empty if they can: one client can add anything,
+        and nobody sees whose it is."""
+        counts = self.counts.double()
+        if bool((counts < 0).any()) or int(counts.sum()) > slots:
+            return f"{int(counts.sum())} slots were counted, and {slots} took part"
+        heavy = counts if uniform else counts * most
+        if bool((self.weights > heavy).any()) or bool((self.weights <= 0)[counts > 0].any()):
+            return "weights that so many slots cannot have"
+        return "" if all(bool(x.isfinite().all()) for x in self.delta.values()) else "numbers that are none"
+
     def means(self, leaves: Sequence[Leaf]) -> dict[str, Tensor]:
         """Weighted means ``[K, ...]`` in the leaves' types; 0 where nothing weighs."""
         mass = self.weights.clamp(min=torch.finfo(torch.float64).tiny)
@@ -70,19 +81,25 @@ class Total:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where what is in the vector. ``leaves``: those that travel in a round; ``uniform``: every slot weighs 1."""
+    """Where what is in the vector. ``leaves``: those that travel in a round; ``rows`` of the bank, the ``first`` of which nobody is
+    ever in; ``uniform``: every slot weighs 1."""
 
     leaves: Sequence[Leaf]
     rows: int = 1
     uniform: bool = False
+    first: int = 0
 
     @property
     def size(self) -> int:
         """Numbers."""
-        return self.rows * (sum(leaf.size for leaf in self.leaves) + 2) + 1
+        return (self.rows - self.first) * (sum(leaf.size for leaf in self.leaves) + 2) + 1
+
+    def usable(self, reply: Reply) -> bool:
+        """Whether it is finite: a slot that diverged is left out by its own client, as the gate of a server would."""
+        return bool(np.isfinite(self._flat(reply.delta)).all() and np.isfinite(reply.extra["loss"]))
 
     def words(self, replies: Sequence[tuple[int, Reply]], clients: int) -> Words:
-        """A client's vector from its slots' rows and replies; one that diverged is left out, as the gate of a server would.
+        """A client's vector from the rows of its slots and their replies, all usable.
 
         Raises:
             ValueError: so large that the sum over ``clients`` such vectors could leave 64 bits.
@@ -90,18 +107,16 @@ class Layout:
         vector = np.zeros(self.size)
         places, counts, loss = self._parts(vector)
         for row, reply in replies:
-            change = self._flat(reply.delta)
-            if not (np.isfinite(change).all() and np.isfinite(reply.extra["loss"])):
-                continue
             weight = 1.0 if self.uniform else reply.weight
-            places[row] += weight * change
-            counts[row] += weight, 1.0
+            places[row - self.first] += weight * self._flat(reply.delta)
+            counts[row - self.first] += weight, 1.0
             loss += weight * reply.extra["loss"]
         return fixed.encode(vector, bits=BITS, contributors=clients)
 
     def read(self, total: Words) -> Sums:
-        """The inverse, of a sum."""
+        """The inverse, of a sum; of all rows."""
         places, counts, loss = self._parts(fixed.decode(total, bits=BITS))
+        places, counts = (np.pad(x, ((self.first, 0), (0, 0))) for x in (places, counts))
         delta, at = {}, 0
         for leaf in sorted(self.leaves, key=lambda leaf: leaf.name):
             delta[leaf.name] = torch.from_numpy(places[:, at : at + leaf.size].copy()).reshape(self.rows, *leaf.shape)
@@ -111,8 +126,9 @@ class Layout:
 
     def _parts(self, vector: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """Views: ``[rows, numbers]``, ``[rows, 2]``, ``[1]``."""
-        changes, counts = vector[: -2 * self.rows - 1], vector[-2 * self.rows - 1 : -1]
-        return changes.reshape(self.rows, -1), counts.reshape(self.rows, 2), vector[-1:]
+        rows = self.rows - self.first
+        changes, counts = vector[: -2 * rows - 1], vector[-2 * rows - 1 : -1]
+        return changes.reshape(rows, -1), counts.reshape(rows, 2), vector[-1:]
 
     def _flat(self, delta: Mapping[str, Tensor]) -> NDArray[np.float64]:
         parts = [delta[leaf.name].reshape(-1).double().numpy() for leaf in sorted(self.leaves, key=lambda leaf: leaf.name)]
@@ -129,18 +145,28 @@ def decoded(total: Words) -> Tensor:
     return torch.from_numpy(fixed.decode(total, bits=BITS))
 
 
-def summed(vectors: Mapping[int, Words], asked: int) -> Words:
-    """The sum of what clients would send, of so many that were asked.
+class Adding:
+    """A sum of what clients of this process would send, of so many that were asked; vectors are not kept."""
 
-    Raises:
-        QuorumError: too few to hide among.
-    """
-    if len(vectors) < least(asked):
-        raise QuorumError(f"{len(vectors)} of {asked} clients are too few to hide among: {least(asked)} are needed")
-    total = np.zeros(len(next(iter(vectors.values()))), dtype=np.uint64)
-    for vector in vectors.values():
-        total += vector
-    return total
+    def __init__(self, asked: int) -> None:
+        self.asked, self.clients = asked, list[int]()
+        self.words: Words = np.zeros(0, dtype=np.uint64)
+
+    def add(self, client: int, words: Words) -> None:
+        """One more."""
+        self.words = self.words + words if self.clients else words
+        self.clients.append(client)
+
+    def total(self) -> Words:
+        """The sum.
+
+        Raises:
+            QuorumError: too few to hide among.
+        """
+        if len(self.clients) < least(self.asked):
+            what = f"{len(self.clients)} of {self.asked} clients are too few to hide among: {least(self.asked)} are needed"
+            raise QuorumError(what)
+        return self.words
 
 
 def least(clients: int) -> int:
