@@ -62,6 +62,7 @@ RUN = """\
 # What all machines have the same of. Every machine has this file, and refuses a run that says something else.
 name = "federation"
 rounds = 3
+# secure_aggregation = true    # the server is told sums alone; fltac then needs choice = "clients" below
 
 [model]
 name = "asset:minilm"
@@ -73,6 +74,7 @@ rank = 1
 [method]
 name = "fltac"
 tasks = 1              # how many different tasks there are in all
+# choice = "clients"   # each client finds the clusters of its own tasks
 lr = 2e-3
 epochs = 1
 batch = 16
