@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from door import differences, journal
+from door import differences, fedquilt, journal
 from own import RUN, Federation, adapters, shared, simulated, slots
 from tiny import tiny_config
 
@@ -373,3 +373,14 @@ def test_a_sum_that_cannot_be_ends_no_run(tmp_path: Path) -> None:
     assert (first["accepted"], second["accepted"]) == (0, 4)
     assert {r["code"] for r in first["rejected"]} == {"schema"}
     assert "1004 slots were counted" in first["rejected"][0]["detail"]
+
+
+def test_its_run_can_be_shown_and_exported(tmp_path: Path) -> None:
+    """Clusters, of which the server knows no member: a report, and every row that somebody is in."""
+    folder = Federation(tmp_path, secure("fltac", rounds=1, method=CHOICE)).run()
+    for words in (("report", folder), ("export", folder, "--out", tmp_path / "out")):
+        said = fedquilt(*words)
+        assert said.code == 0, said.err
+    assert "sums alone" in (folder / "report.html").read_text(encoding="utf-8")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["row-01", "row-02", "row-03"]
+    assert {slot["row"] for slot in journal(folder, "evals.jsonl")[-1]["slots"]} == {None}

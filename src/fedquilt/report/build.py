@@ -138,6 +138,8 @@ def _settings(data: RunData) -> tuple[tuple[str, str], ...]:
     flat = data.flat()
     fixed: list[tuple[str, str]] = [("model", data.setting("model.source", "model.name", "model"))]
     fixed += [("seed", data.setting("seed")), ("partition", data.how)]
+    if flat.get("secure_aggregation"):
+        fixed.append(("server sees", "sums alone"))
     chosen = [(key, value) for key, value in flat.items() if key.startswith("method") and not isinstance(value, dict)]
     fixed += [(key.removeprefix("method.").replace("name", "method"), _short(value)) for key, value in chosen]
     if data.summary:
