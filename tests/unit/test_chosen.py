@@ -349,6 +349,12 @@ def test_what_cannot_be_is_refused(method: dict[str, object], error: type[Except
         assemble(config, tiny_base(config), tiny_tasks(), tiny_partition())  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("wrong", [{"k": 0}, {"k": 2, "starts": 0}])
+def test_there_is_at_least_one(wrong: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="must be at least 1, got 0"):
+        chosen(**wrong)  # type: ignore[arg-type]
+
+
 def test_a_server_never_assigns_for_them() -> None:
     with pytest.raises(CompositionError, match="clients choose their rows"):
         assign.chosen(2)(None, None, None, NOW)  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ from fedquilt.methods.fedit import fedit
 from fedquilt.methods.fltac import fltac
 from fedquilt.methods.head_only import head_only
 from fedquilt.methods.local_only import local_only
+from fedquilt.privacy.sums import Total
 from fedquilt.types import Hub, Job, Leaf, Round, Slot, Spec, Updates
 from fedquilt.wire.chain import Plain
 
@@ -194,6 +195,21 @@ class curious(reduce.mean):
     sees: ClassVar[str] = "each"
 
 
+@dataclass(frozen=True)
+class summing:
+    """A reduction from sums that is no mean."""
+
+    sees: ClassVar[str] = "sum"
+    unweighted: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class peeking(Plain):
+    """A wire part whose server half looks at every update."""
+
+    sees: ClassVar[str] = "each"
+
+
 def noisy(**changes: object) -> Method:
     parts = wire.chain((wire.clip(1.0), wire.central_noise(1.0, clip=1.0)))
     base = Method("m", LOCAL, wire=parts, reduce=reduce.mean("uniform"))
@@ -205,6 +221,9 @@ def noisy(**changes: object) -> Method:
     [
         (Method("m", LOCAL, wire=wire.chain((masking(),)), assign=assign.kmeans(2)), "kmeans must see content.*masking"),
         (Method("m", LOCAL, wire=wire.chain((wire.clip(1.0), masking())), reduce=curious()), "curious must see each"),
+        (Method("m", LOCAL, wire=wire.chain((peeking(), masking()))), "peeking must see each.*masking"),
+        (Method("m", LOCAL, wire=wire.chain((wire.masked(),)), reduce=summing()), "(?s)summing is no weighted mean.*reduce = mean"),  # type: ignore[arg-type]
+        (Method("m", LOCAL, assign=assign.chosen(2)), "clients choose rows, and do not add up"),
         (noisy(wire=wire.chain((wire.central_noise(1.0, clip=1.0),))), "needs a clip to 1.0 before"),
         (noisy(wire=wire.chain((wire.clip(2.0), wire.central_noise(1.0, clip=1.0)))), "needs a clip to 1.0 before"),
         (noisy(wire=wire.chain((wire.central_noise(1.0, clip=1.0), wire.clip(1.0)))), "needs a clip to 1.0 before"),
@@ -230,6 +249,20 @@ def test_per_task_heads_would_tell_the_label() -> None:
     # Trap 7.
     with pytest.raises(CompositionError, match="which head changed is its label"):
         compose(fltac(tasks=2, features="b_factors", lr=1.0, steps=1), replace(SPEC, head="per-task"))
+
+
+def test_per_task_heads_are_averaged_by_looking_who_changed_them() -> None:
+    hidden = replace(fedit(lr=1.0, steps=1), wire=wire.chain((wire.masked(),)))
+    compose(hidden, SPEC)
+    with pytest.raises(CompositionError, match="who changed which head, but masked shows only sums"):
+        compose(hidden, replace(SPEC, head="per-task"))
+
+
+def test_there_is_no_step_without_sums() -> None:
+    program = compose(replace(fedit(lr=1.0, steps=1), wire=wire.chain((wire.masked(),))), SPEC)
+    hub = program.init({leaf.name: torch.zeros(leaf.shape) for leaf in SPEC.leaves})
+    with pytest.raises(ValueError, match="without sums"):
+        program.fold(hub, Total(None, (), (), {}, {}))
 
 
 def test_features_that_the_adapter_does_not_have() -> None:
