@@ -235,7 +235,7 @@ def test_passes_get_smaller_as_models_grow() -> None:
     assert token_budget(sized(768, 12, True), CPU) == (1 << 30) // (13 * 768 * 12 * 4)
     assert token_budget(sized(576, 30, False, 1536), CPU) == (1 << 30) // (30 * (8 * 576 + 4 * 1536) * 4)
     assert token_budget(sized(8192, 80, False, 28672), CPU) == 256, "but not smaller than that"
-    assert [column_budget(sized(d, 1, True)) for d in (16, 768, 4096)] == [64, 96, 512]
+    assert [column_budget(sized(d, 1, True)) for d in (16, 768, 4096)] == [32, 64, 341]
 
 
 def test_a_gpu_takes_half_of_its_memory_beside_the_model(monkeypatch: Any) -> None:
@@ -267,7 +267,7 @@ def test_on_a_gpu_every_row_of_a_pass_counts_as_the_longest(tmp_path: Any) -> No
         assert share == pytest.approx(dict.fromkeys(draws, 1.0))
 
 
-@pytest.mark.parametrize(("family", "options", "together"), [("lora", {"rank": 16}, 4), ("tt", {"rank": 16, "bottleneck": 8}, 64)])
+@pytest.mark.parametrize(("family", "options", "together"), [("lora", {"rank": 16}, 2), ("tt", {"rank": 16, "bottleneck": 8}, 64)])
 def test_only_factors_take_columns(family: str, options: dict[str, Any], together: int, tmp_path: Any) -> None:
     from fedquilt.runs.build import build
 

@@ -13,7 +13,7 @@ from fedquilt.models.loading import Base
 TOKEN_BUDGET = 6000
 # The packed model multiplies every token with the factors of all adapters of the pass; above about this many columns (G r) that
 # costs more than a larger batch saves.
-COLUMN_BUDGET = 64
+COLUMN_BUDGET = 32
 ACTIVATION_BYTES = 1 << 30  # on the host
 GPU_SHARE = 0.5  # of a GPU's memory beside the model
 LEAST = 256  # tokens
@@ -69,5 +69,5 @@ def probability_bytes(base: Base, longest: int) -> int:
 
 
 def column_budget(base: Base) -> int:
-    """Columns (G r) of one training pass: at most an eighth of the work of the map they are added to, if that is large."""
-    return max(COLUMN_BUDGET, int(base.model.config.hidden_size) // 8)
+    """Columns (G r) of one training pass: at most a twelfth of the work of the map they are added to, if that is large."""
+    return max(COLUMN_BUDGET, int(base.model.config.hidden_size) // 12)
