@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import stat
 import subprocess
 import time
@@ -15,6 +16,7 @@ import pytest
 from door import differences, result
 from tiny import tiny_config
 
+from fedquilt.deploy import worker
 from fedquilt.deploy.build import host, remote
 from fedquilt.deploy.loopback import Loopback
 from fedquilt.deploy.messages import Train
@@ -43,9 +45,9 @@ class Station:
         return ask(self.socket, data, self.start)
 
     def end(self) -> None:
-        for worker in self.workers:
-            worker.kill()
-            worker.wait()
+        for one in self.workers:
+            one.kill()
+            one.wait()
 
 
 @pytest.fixture
@@ -68,13 +70,13 @@ def test_a_run_through_a_worker_that_is_killed_has_the_same_bits(station: Statio
 
     def through(data: bytes) -> bytes:
         rounds.append(int(unpack(data, 1 << 30).said.get("round", 0)))
-        worker = station.workers[-1] if station.workers else None
-        if rounds[-1] == 2 and worker:
-            worker.kill()
-            worker.wait()
-        if rounds[-1] == 3 and worker:
-            os.kill(worker.pid, signal.SIGSTOP)  # so that the message is under way when it dies
-            Timer(0.3, worker.kill).start()
+        one = station.workers[-1] if station.workers else None
+        if rounds[-1] == 2 and one:
+            one.kill()
+            one.wait()
+        if rounds[-1] == 3 and one:
+            os.kill(one.pid, signal.SIGSTOP)  # so that the message is under way when it dies
+            Timer(0.3, one.kill).start()
         return station.ask(data)
 
     transport = Loopback({0: through, **{client: one.answer for client, one in hosts.items()}})
@@ -112,9 +114,48 @@ def test_a_worker_that_cannot_start_says_where_it_says_why(station: Station) -> 
     assert "rounds" in log_of(station.socket).read_text(encoding="utf-8")
 
 
+def said(lines: list[str]) -> str:
+    end = time.monotonic() + 60
+    while not lines:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    (line,) = lines
+    return line
+
+
+def test_a_worker_is_there_before_anybody_asks(station: Station) -> None:
+    """It says so only when it answers: the socket of one that was killed is no sign of it."""
+    own, lines = worker.Station(station.config, 0, station.folder / "state", station.folder / "socket", 20.0), list[str]()
+    own.place.parent.mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as old:
+        old.bind(str(own.place))
+    own.warm(dict(os.environ), lines.append)
+    assert said(lines) == "the base model is loaded"
+    pid = int(own.place.with_suffix(".pid").read_text(encoding="ascii"))
+    refused = parcel(Train(run="0" * 32, pins="of others", round=1, asks=[])).pack()
+    assert b"another configuration" in own.ask(refused)
+    assert int(own.place.with_suffix(".pid").read_text(encoding="ascii")) == pid
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_what_a_worker_lacks_is_said_before_anybody_asks(station: Station) -> None:
+    text = station.config.read_text(encoding="utf-8")
+    station.config.write_text(text.replace("rounds = 3", "rounds = 'many'"), encoding="utf-8")
+    own, lines = worker.Station.of({"config": str(station.config), "client": 0, "state": str(station.folder)}), list[str]()
+    own.warm(dict(os.environ), lines.append)
+    line = said(lines)
+    assert line.startswith("this client cannot train: error: "), line
+    assert "rounds" in line
+    assert "integer" in line
+    assert str(station.folder / "worker") in line
+
+
 def test_a_socket_s_path_has_a_length(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="too long for a socket"):
         ask(tmp_path / ("x" * 300), b"", lambda: start(tmp_path / "c", 0, tmp_path, tmp_path / ("x" * 300)))
+    (tmp_path / "c").write_text("", encoding="utf-8")
+    with pytest.raises(StateError, match="too long for a socket"):
+        worker.Station(tmp_path / "c", 0, tmp_path, tmp_path / ("x" * 300)).warm({}, print)
 
 
 def test_a_worker_in_the_middle_of_a_sum_waits_for_the_slowest(tmp_path: Path) -> None:

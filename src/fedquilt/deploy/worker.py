@@ -10,19 +10,25 @@ again: a host answers the same way however often it is asked.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-from fedquilt.errors import StateError
+from fedquilt import __version__
+from fedquilt.errors import FedquiltError, StateError
 
 IDLE = 1800.0  # seconds without a message after which a worker ends
 LONGEST_SUM = 86400.0  # seconds that a worker waits, with secrets in its memory, for the slowest client of a sum
@@ -33,15 +39,90 @@ TAKEN = 75  # exit code of a worker that is one too many
 LONGEST = 100  # bytes of a socket's path; systems allow 103 or more
 
 
+@dataclass(frozen=True)
+class Station:
+    """A client's machine: where its worker is, and how it is started.
+
+    Args:
+        config: the run's, with this machine's tasks.
+        state: folder of what this client keeps.
+        sockets: folder of the worker's socket.
+        idle: see :func:`serve`.
+    """
+
+    config: Path
+    client: int
+    state: Path
+    sockets: Path
+    idle: float = IDLE
+
+    @classmethod
+    def of(cls, said: Mapping[str, Any]) -> Self:
+        """From the settings of a node: ``config``, ``client``, ``state``, and perhaps ``sockets`` and ``idle``."""
+        state = Path(str(said["state"]))
+        sockets = Path(str(said["sockets"])) if "sockets" in said else state / "worker"
+        return cls(Path(str(said["config"])), int(said["client"]), state, sockets, float(said.get("idle", IDLE)))
+
+    @property
+    def place(self) -> Path:
+        """The socket. After a change of the configuration the next message finds another one, and the old worker ends idle."""
+        digest = hashlib.sha256(f"{__version__} {self.client} ".encode())
+        for text in _texts(self.config):
+            digest.update(text)
+        return self.sockets / digest.hexdigest()[:12]
+
+    def ask(self, data: bytes) -> bytes:
+        """See :func:`ask`."""
+        place = self.place
+        return ask(place, data, lambda: self._start(place))
+
+    def warm(self, env: Mapping[str, str], say: Callable[[str], None]) -> None:
+        """Start the worker before anybody asks, and say in a while that it is there, or why not: who has just typed a path sees
+        now whether it is right.
+
+        Raises:
+            StateError: the socket's path is too long.
+        """
+        place = self.place
+        _must_fit(place)
+        log = log_of(place)
+        before = log.stat().st_size if log.exists() else 0
+        process = self._start(place, env)
+
+        def watch() -> None:
+            while process.poll() is None:
+                with suppress(FileNotFoundError, ConnectionRefusedError):
+                    _connected(place).close()
+                    say("the base model is loaded")
+                    process.wait()  # nobody else does, and it would stay a zombie
+                    return
+                time.sleep(0.1)
+            if process.returncode > 0 and process.returncode != TAKEN:  # below 0: somebody ended it
+                why = log.read_bytes()[before:].decode(errors="replace").strip()
+                say(f"this client cannot train: {why.splitlines()[-1] if 'Traceback' in why else why}\n(from {log})")
+
+        threading.Thread(target=watch, daemon=True).start()
+
+    def _start(self, place: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+        return start(self.config, self.client, self.state / "rounds", place, self.idle, env)
+
+
+def _texts(config: Path) -> Iterator[bytes]:
+    """A configuration's file, and those that it extends."""
+    text = config.read_bytes()
+    yield text
+    parent = tomllib.loads(text.decode()).get("extends")
+    if parent is not None:
+        yield from _texts(config.parent / str(parent))
+
+
 def ask(place: Path, data: bytes, start: Callable[[], subprocess.Popen[bytes]]) -> bytes:
     """A message's answer from the worker behind the socket ``place``, which is started if it is not there, and again if it dies.
 
     Raises:
         StateError: it cannot be started, or dies every time; its log says more.
     """
-    if len(os.fsencode(place)) > LONGEST:
-        why = f"the path of a socket has at most {LONGEST} bytes"
-        raise StateError("a path that is too long for a socket", where=str(place), why=why, fix="choose a shorter folder")
+    _must_fit(place)
     for _ in range(TRIES):
         try:
             with _reached(place, start) as pipe:
@@ -57,12 +138,14 @@ def log_of(place: Path) -> Path:
     return place.with_suffix(".log")
 
 
-def start(config: Path, client: int, folder: Path, place: Path, idle: float = IDLE) -> subprocess.Popen[bytes]:
+def start(
+    config: Path, client: int, folder: Path, place: Path, idle: float = IDLE, env: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
     """A worker of its own session, which outlives whoever started it."""
     place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     command = [sys.executable, "-m", __name__, str(config), str(client), str(folder), str(place), "--idle", str(idle)]
     with log_of(place).open("ab") as log:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=env)
 
 
 def serve(place: Path, answer: Callable[[bytes], bytes], idle: float, busy: Callable[[], bool] = lambda: False) -> None:
@@ -105,6 +188,8 @@ def main() -> None:
                 arguments.socket.unlink(missing_ok=True)
     except Timeout:
         sys.exit(TAKEN)  # another one is there, or still loading
+    except FedquiltError as error:
+        sys.exit(f"error: {error}")
 
 
 def _reached(place: Path, start: Callable[[], subprocess.Popen[bytes]]) -> Connection:
@@ -119,6 +204,12 @@ def _reached(place: Path, start: Callable[[], subprocess.Popen[bytes]]) -> Conne
             process = start()
         time.sleep(0.05)
     raise StateError("the worker did not start", where=str(log_of(place)), fix="read its log")
+
+
+def _must_fit(place: Path) -> None:
+    if len(os.fsencode(place)) > LONGEST:
+        why = f"the path of a socket has at most {LONGEST} bytes"
+        raise StateError("a path that is too long for a socket", where=str(place), why=why, fix="choose a shorter folder")
 
 
 def _connected(place: Path) -> Connection:

@@ -10,18 +10,14 @@ for all, are the run's configuration.
 
 from __future__ import annotations
 
-import hashlib
 import sys
-import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedquilt import __version__
 from fedquilt.deploy.flower.codec import unwrapped, wrapped
-from fedquilt.deploy.worker import IDLE, ask, start
+from fedquilt.deploy.worker import Station
 from fedquilt.errors import FedquiltError
 
 app = ClientApp()
@@ -48,25 +44,4 @@ def _answer(context: Context, data: bytes) -> bytes:
 
         config, state = (Path(str(context.run_config[name])) for name in ("config", "state"))
         return answer(config, int(node["partition-id"]), state, data)
-    config, client, folder = Path(str(node["config"])), int(node["client"]), Path(str(node["state"]))
-    sockets = Path(str(node["sockets"])) if "sockets" in node else folder / "worker"
-    place = sockets / version(config, client)
-    idle = float(node.get("idle", IDLE))
-    return ask(place, data, lambda: start(config, client, folder / "rounds", place, idle))
-
-
-def version(config: Path, client: int) -> str:
-    """A name for the worker of this configuration: after a change the next message finds another one, and the old one ends idle."""
-    digest = hashlib.sha256(f"{__version__} {client} ".encode())
-    for text in _texts(config):
-        digest.update(text)
-    return digest.hexdigest()[:12]
-
-
-def _texts(config: Path) -> Iterator[bytes]:
-    """A configuration's file, and those that it extends."""
-    text = config.read_bytes()
-    yield text
-    parent = tomllib.loads(text.decode()).get("extends")
-    if parent is not None:
-        yield from _texts(config.parent / str(parent))
+    return Station.of(node).ask(data)

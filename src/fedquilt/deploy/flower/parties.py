@@ -20,6 +20,7 @@ from fedquilt.deploy.flower import front
 from fedquilt.deploy.flower.network import Home, link, listening, node, submission, wait_for_link
 from fedquilt.deploy.project import REGISTERED
 from fedquilt.deploy.settings import ClientSettings, ServerSettings, read
+from fedquilt.deploy.worker import Station
 from fedquilt.errors import StateError
 from fedquilt.runs.config import RunConfig
 
@@ -69,12 +70,15 @@ def serve(folder: Path, settings: ServerSettings, say: Callable[[str], None]) ->
 
 def join(folder: Path, settings: ClientSettings, config: Path, say: Callable[[str], None]) -> None:
     """A SuperNode, until this process is told to end. One that ends by itself is started again: the server may not be there yet, or
-    may take the one before, which was killed, for connected still. ``config``: with this machine's data."""
+    may take the one before, which was killed, for connected still. Its worker loads the model meanwhile. ``config``: with this
+    machine's data."""
     state = folder / settings.state
     said = {"client": settings.client, "config": str(config), "state": str(state), "idle": settings.idle}
     said |= {"sockets": str(folder / settings.sockets)} if settings.sockets else {}
+    home = home_of(folder)
     while True:
-        with _running(home_of(folder), *node(folder / "ca.crt", folder / "node", settings.server, said)) as process:
+        with _running(home, *node(folder / "ca.crt", folder / "node", settings.server, said)) as process:
+            Station.of(said).warm(home.env, say)
             code = process.wait()
         say(f"not connected any more ({code}); again in {PAUSE:.0f} s")
         time.sleep(PAUSE)
