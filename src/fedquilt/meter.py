@@ -59,8 +59,7 @@ class Meter:
         """Bytes of a message with these leaves; 0 for none: nothing is sent then."""
         key = tuple(names)
         if key not in self._sizes:  # the same few messages for all slots of a round
-            wanted = set(names)
-            self._sizes[key] = message.size([leaf for leaf in self.spec.leaves if leaf.name in wanted]) if wanted else 0
+            self._sizes[key] = message.size(self.spec.only(names)) if key else 0
         return self._sizes[key]
 
     def state(self) -> dict[str, int]:

@@ -25,7 +25,8 @@ from fedquilt.data.view import SlotKind
 from fedquilt.errors import CompositionError
 from fedquilt.local import Local
 from fedquilt.privacy.sums import Layout, Total
-from fedquilt.types import Hub, Job, Leaf, Metrics, Round, Slot, Spec, State, Updates
+from fedquilt.types import Hub, Job, Metrics, Round, Slot, Spec, State, Updates
+from fedquilt.wire import message
 
 
 @dataclass(frozen=True)
@@ -70,16 +71,21 @@ class ClientPlan(NamedTuple):
         """Whether clients add up among themselves, and the server sees the sum."""
         return self.wire.summed
 
-    def layout(self, leaves: Sequence[Leaf], now: Round) -> Layout:
+    def layout(self, spec: Spec, now: Round) -> Layout:
         """What a client adds in a round."""
-        shared = set(self.share(now))
         rows, first = (self.choose.rows, 1) if self.choose else (1, 0)  # newcomers' row 0 is nobody's
-        return Layout([leaf for leaf in leaves if leaf.name in shared], rows, self.uniform, first)
+        return Layout(spec.only(self.share(now)), rows, self.uniform, first)
 
     def common(self, spec: Spec, now: Round) -> list[str]:
         """Leaves that a server sends: what trains and does not travel is the client's own."""
         own = set(self.train(now)) - set(self.share(now))
         return [name for name in spec.names() if name not in own]
+
+    def offer(self, spec: Spec, now: Round, numbers: int) -> int:
+        """Bytes of what a client is sent to choose from, which knows so many ``numbers`` of a slot: every row, and the centres."""
+        if not self.choose:
+            return 0
+        return self.choose.k * message.size(spec.only(self.common(spec, now))) + self.choose.largest(numbers)
 
 
 class Program(NamedTuple):
@@ -185,7 +191,7 @@ def check(method: Method, spec: Spec) -> None:
 
 
 def _hidden(method: Method, spec: Spec) -> None:
-    hiding = [part for part in method.wire.parts if getattr(part, "hides", False)]
+    hiding = [hides for part in method.wire.parts if (hides := getattr(part, "hides", ""))]
     if not hiding and isinstance(method.assign, assign_.chosen):
         why = "the server is told the sum of every row, and of no slot in which row it is"
         raise CompositionError(
@@ -198,7 +204,7 @@ def _hidden(method: Method, spec: Spec) -> None:
         sees = getattr(part, "sees", "content")
         if sees != "sum":
             raise CompositionError(
-                f"{type(part).__name__} must see {sees} of the updates, but {type(hiding[0]).__name__} shows only sums",
+                f"{type(part).__name__} must see {sees} of the updates, but {hiding[0]} shows only sums",
                 where=f"method.{name}",
                 fix="drop one of the two" + ("; fltac: method.choice = 'clients'" if isinstance(part, assign_.kmeans) else ""),
             )
@@ -207,7 +213,7 @@ def _hidden(method: Method, spec: Spec) -> None:
         raise CompositionError(what, where="method.reduce", fix="reduce = mean()")
     if spec.head == "per-task":
         raise CompositionError(
-            f"with per-task heads the server looks at who changed which head, but {type(hiding[0]).__name__} shows only sums",
+            f"with per-task heads the server looks at who changed which head, but {hiding[0]} shows only sums",
             where="adapter.head",
             fix="use head = 'federated', 'private' or 'frozen'",
         )

@@ -6,7 +6,7 @@ permutation, and :class:`Reply` and :class:`Updates` carry tensors and declared 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -77,6 +77,11 @@ class Spec:
     def names(self, *roles: str) -> tuple[str, ...]:
         """Names of all leaves, or of those with one of the roles, sorted."""
         return tuple(sorted(leaf.name for leaf in self.leaves if not roles or leaf.role in roles))
+
+    def only(self, names: Iterable[str]) -> list[Leaf]:
+        """Leaves of these names, sorted by them."""
+        wanted = set(names)
+        return sorted((leaf for leaf in self.leaves if leaf.name in wanted), key=lambda leaf: leaf.name)
 
     def size(self, *roles: str) -> int:
         """Scalars in all leaves, or in those with one of the roles."""

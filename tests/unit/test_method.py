@@ -185,7 +185,7 @@ def test_only_what_trains_can_travel() -> None:
 class masking(Plain):
     """A wire part that shows the server only sums."""
 
-    hides: ClassVar[bool] = True
+    hides: ClassVar[str] = "masking"
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ def test_per_task_heads_would_tell_the_label() -> None:
 def test_per_task_heads_are_averaged_by_looking_who_changed_them() -> None:
     hidden = replace(fedit(lr=1.0, steps=1), wire=wire.chain((wire.masked(),)))
     compose(hidden, SPEC)
-    with pytest.raises(CompositionError, match="who changed which head, but masked shows only sums"):
+    with pytest.raises(CompositionError, match="who changed which head, but secure_aggregation shows only sums"):
         compose(hidden, replace(SPEC, head="per-task"))
 
 

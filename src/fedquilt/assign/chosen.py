@@ -100,6 +100,11 @@ class chosen:
         """As :meth:`kmeans.check_clients`."""
         self._seeing.check_clients(clients, places)
 
+    def largest(self, d: int, starts: int = 1) -> int:
+        """Bytes of the largest question about looks of ``d`` numbers: with centres of so many starts."""
+        p, q = min(d, WIDTH), min(d, WIDTH, 2 * self.k)
+        return 8 * (2 * d + p * q + starts * self.k * q)
+
     @property
     def _seeing(self) -> kmeans:
         return kmeans(self.k, features="fisher", constraint=self.constraint)

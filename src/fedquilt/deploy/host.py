@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fedquilt import tree
-from fedquilt.assign.chosen import WIDTH, Question, unpacked
+from fedquilt.assign.chosen import Question, unpacked
 from fedquilt.deploy.generations import Generations, private
 from fedquilt.deploy.messages import (
     MOST,
@@ -119,7 +119,7 @@ class Host:
         """Bytes of the largest message: every slot's whole adapter, or as many clients' keys as a head can name."""
         choose, look = self.engine.client.choose, self.engine.fingerprint
         adapters = max(len(self.engine.view.slots), choose.k if choose else 0)
-        centres = 8 * (2 * look.size + 2 * choose.k * (WIDTH + choose.starts * choose.k)) if choose and look else 0
+        centres = choose.largest(look.size, choose.starts) if choose and look else 0
         return HEAD + KEYS * HEAD // 8 + adapters * message.size(self.leaves) + centres
 
     def _hello(self, hello: Hello) -> Parcel:
@@ -153,7 +153,7 @@ class Host:
         if not client.summed:
             return self._reply(train, replies, undone)
         rows = {job.slot: job.row if client.choose else 0 for job in jobs}
-        layout = client.layout(self.leaves, Round(train.round, self.seed))
+        layout = client.layout(self.engine.spec, Round(train.round, self.seed))
         usable = [(rows[reply.slot], reply) for reply in replies if layout.usable(reply)]
         if not usable:  # zeros would be counted among those to hide among
             return parcel(Refused(why="nothing to add"))
@@ -179,8 +179,7 @@ class Host:
         """Jobs in the rows that this client chooses."""
         jobs, undone, now = [], [], Round(train.round, self.seed)
         rows = self._rows(blocks, now)
-        common = set(self.engine.client.common(self.engine.spec, now))
-        leaves = [leaf for leaf in self.leaves if leaf.name in common]
+        leaves = self.engine.spec.only(self.engine.client.common(self.engine.spec, now))
         for ask in train.asks:
             slot = Slot(self.client, ask.slot)
             if slot not in rows:
@@ -284,8 +283,7 @@ class Host:
         return list(self.engine.answer(jobs, [tree.merge(self.start, kept.get(job.slot)[HELD]) for job in jobs]))
 
     def _reply(self, train: Train, replies: list[Reply], undone: list[Undone]) -> Parcel:
-        shared, blocks, done = set(self.engine.client.share(Round(train.round, self.seed))), [], []
-        leaves = [leaf for leaf in self.leaves if leaf.name in shared]
+        leaves, blocks, done = self.engine.spec.only(self.engine.client.share(Round(train.round, self.seed))), [], []
         for reply in replies:
             blocks.append(message.encode(leaves, reply.delta) if leaves else b"")
             numbers = 0 if reply.fingerprint is None else reply.fingerprint.numel()

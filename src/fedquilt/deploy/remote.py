@@ -244,17 +244,14 @@ class Remote:
         return HEAD + jobs * (message.size(self.leaves) + fingerprint_size(self.fingerprint))
 
     def _block(self, row: State, names: Sequence[str]) -> bytes:
-        chosen = [self.leaves[i] for i in self._places(names)]
+        chosen = self.spec.only(names)
         return message.encode(chosen, row) if chosen else b""
 
     def _ask(self, job: Job, shipment: Shipment) -> Ask:
-        places = self._places(shipment.leaves)
+        wanted = set(shipment.leaves)
+        places = [i for i, leaf in enumerate(self.leaves) if leaf.name in wanted]
         leaves = None if len(places) == len(self.leaves) else places
         return Ask(slot=job.slot.number, leaves=leaves, since=shipment.since, effort=job.effort, new=job.row == 0)
-
-    def _places(self, names: Sequence[str]) -> list[int]:
-        wanted = set(names)
-        return [i for i, leaf in enumerate(self.leaves) if leaf.name in wanted]
 
     def _replies(self, data: bytes | str, number: int, jobs: Mapping[int, Job]) -> list[Reply | Failure]:
         """What one client's answer comes to: something for every job."""
@@ -262,8 +259,7 @@ class Remote:
         trained = read(answer, Trained)
         if trained.run != self.run:
             raise StateError("an answer of another run", where="message")
-        shared = set(self.client.share(Round(number, self.seed)))
-        leaves = [leaf for leaf in self.leaves if leaf.name in shared]
+        leaves = self.spec.only(self.client.share(Round(number, self.seed)))
         blocks = iter(answer.blocks)
         client = next(iter(jobs.values())).slot.client
         found: list[Reply | Failure] = []

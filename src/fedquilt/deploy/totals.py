@@ -56,7 +56,7 @@ class Totals:
             messages = self._choosing(asked, replace(hub, memory={**hub.memory, **memory}))
         else:
             messages = self.remote.training(jobs, hub.bank, shipments)
-        layout = self.client.layout(self.remote.leaves, self.now)
+        layout = self.client.layout(self.remote.spec, self.now)
         found = self._summed(messages, Which(self.remote.run, self.now.number), layout.size)
         failures = tuple(failure for job in jobs if (failure := self._failure(job.slot, found)))
         done = {job.slot for job in jobs} - {failure.slot for failure in failures}

@@ -20,7 +20,6 @@ from fedquilt.errors import QuorumError, StateError
 from fedquilt.privacy.fixed import Words
 from fedquilt.privacy.sums import Adding, Total, decoded, encoded, traffic
 from fedquilt.types import Failure, Hub, Job, Reply, Round, Slot, State
-from fedquilt.wire import message
 
 if TYPE_CHECKING:
     from fedquilt.engine.base import InProcess
@@ -47,7 +46,7 @@ def total(engine: InProcess, jobs: Sequence[Job], hub: Hub) -> Total:
             for client in {job.slot.client for job in jobs} - books.lost.keys():
                 with books.falling(client):
                     rows |= rows_of(engine, client, roster[client], places(hub.memory), now, start)
-            told = offered(engine.client.choose, hub, engine.client.common(engine.spec, now), engine)
+            told = engine.client.offer(engine.spec, now, engine.fingerprint.size if engine.fingerprint else 0)
         adding = _changes(
             engine, [replace(job, row=rows[job.slot]) for job in jobs if job.slot.client not in books.lost], hub, books
         )
@@ -57,7 +56,7 @@ def total(engine: InProcess, jobs: Sequence[Job], hub: Hub) -> Total:
         return Total(None, (), failures, books.sent, books.came, memory)
     failures = tuple(Failure(job.slot, *books.why(job.slot.client, "")) for job in jobs if job.slot.client not in adding.clients)
     there = tuple(job.slot for job in jobs if job.slot.client in adding.clients)
-    return Total(engine.client.layout(engine.spec.leaves, now).read(found), there, failures, books.sent, books.came, memory)
+    return Total(engine.client.layout(engine.spec, now).read(found), there, failures, books.sent, books.came, memory)
 
 
 def _changes(engine: InProcess, jobs: Sequence[Job], hub: Hub, books: _Books) -> Adding:
@@ -65,7 +64,7 @@ def _changes(engine: InProcess, jobs: Sequence[Job], hub: Hub, books: _Books) ->
     parts: dict[int, list[tuple[int, Reply]]] = {job.slot.client: [] for job in jobs}
     if not jobs:
         return Adding(0)
-    layout, rows = engine.client.layout(engine.spec.leaves, jobs[0].round), {job.slot: job.row for job in jobs}
+    layout, rows = engine.client.layout(engine.spec, jobs[0].round), {job.slot: job.row for job in jobs}
     for reply in engine.poll(engine.submit(jobs, hub.bank)):
         if layout.usable(reply):
             parts[reply.slot.client].append((rows[reply.slot], reply))
@@ -106,12 +105,6 @@ class _Books:
         self.sent.update(dict.fromkeys(adding.clients, down + told))
         self.came.update(dict.fromkeys(adding.clients, up))
         return found
-
-
-def offered(how: chosen, hub: Hub, leaves: Sequence[str], engine: InProcess) -> int:
-    """Bytes of what a client is sent to choose from: every row, and the centres."""
-    size = message.size([leaf for leaf in engine.spec.leaves if leaf.name in set(leaves)])
-    return how.k * size + places(hub.memory).size
 
 
 def places(memory: Mapping[str, Tensor]) -> Question:

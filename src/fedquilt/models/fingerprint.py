@@ -104,7 +104,7 @@ class Fisher:
     @property
     def size(self) -> int:
         """Numbers in the factors."""
-        return sum(leaf.size for leaf in self.spec.leaves if leaf.name in self.names)
+        return sum(leaf.size for leaf in self.spec.only(self.names))
 
     def of(self, batches: Iterable[Batch], start: State) -> Tensor:
         """``[size]``, leaves in the order of their names; zeros where there is no gradient at all."""

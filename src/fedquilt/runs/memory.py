@@ -61,6 +61,6 @@ def batch_tokens(built: Built, slot: Slot) -> int:
 
 def slots(built: Built) -> int:
     """Parameter, gradient, change and two moments of every slot that trains at the same time, and all that come back."""
-    names = set(built.program.client.train(Round(1, built.config.seed)))
-    trained = sum(leaf.size * leaf.dtype.itemsize for leaf in built.adapter.spec.leaves if leaf.name in names)
+    names = built.program.client.train(Round(1, built.config.seed))
+    trained = sum(leaf.size * leaf.dtype.itemsize for leaf in built.adapter.spec.only(names))
     return trained * (5 * min(len(built.view.slots), built.config.cohort) + len(built.view.slots))

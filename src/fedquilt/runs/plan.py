@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedquilt.assign.chosen import WIDTH
 from fedquilt.data.partition import refuse_own
 from fedquilt.delivery import Delivery
 from fedquilt.meter import Meter, fingerprint_size
@@ -16,7 +15,6 @@ from fedquilt.runs.build import Built, build
 from fedquilt.runs.config import RunConfig
 from fedquilt.runs.memory import peak
 from fedquilt.types import Job, Round, Slot, Spec
-from fedquilt.wire import message
 
 
 @dataclass(frozen=True)
@@ -102,14 +100,11 @@ def summed(built: Built, up: Mapping[int, int], down: Mapping[int, int]) -> tupl
     """The same where clients add up among themselves: vectors instead of changes, and what the protocol takes beside them."""
     spec, client, clients, numbers = built.adapter.spec, built.program.client, len(up), []
     for number in range(1, built.config.rounds + 1):
-        numbers.append(client.layout(spec.leaves, Round(number, built.config.seed)).size)
+        numbers.append(client.layout(spec, Round(number, built.config.seed)).size)
     more_down, more_up = traffic_of_a_sum(clients, mean(numbers))
     if not client.choose:
         return dict.fromkeys(up, more_up), {c: size + more_down for c, size in down.items()}, []
-    how, d = client.choose, built.fingerprint
-    common = client.common(spec, Round(1, built.config.seed))
-    size = message.size([leaf for leaf in spec.leaves if leaf.name in common])
-    told = how.k * size + 8 * (2 * d + 2 * how.k * (min(d, WIDTH) + how.k))
+    told = client.offer(spec, Round(1, built.config.seed), built.fingerprint)
     note = (
         "clients find clusters before the first round and whenever somebody new comes: several sums more, about as much as a round"
     )

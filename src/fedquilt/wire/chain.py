@@ -32,10 +32,11 @@ class Wire(Protocol):
 
 
 class Plain:
-    """A wire part that changes nothing; parts override what they need. ``hides``: the server is shown nothing but sums."""
+    """A wire part that changes nothing; parts override what they need. ``hides``: where it is asked for that the server is shown
+    nothing but sums; empty if it is not."""
 
     sees: ClassVar[str] = "sum"
-    hides: ClassVar[bool] = False
+    hides: ClassVar[str] = ""
 
     def send(self, delta: State, job: Job) -> State:
         return delta
@@ -56,7 +57,7 @@ class chain(Plain):
     @property
     def summed(self) -> bool:
         """Whether the server sees nothing but sums."""
-        return any(getattr(part, "hides", False) for part in self.parts)
+        return any(getattr(part, "hides", "") for part in self.parts)
 
     def send(self, delta: State, job: Job) -> State:
         for part in self.parts:

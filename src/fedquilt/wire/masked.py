@@ -18,4 +18,4 @@ class masked(Plain):
     Source: Bonawitz et al., Practical Secure Aggregation for Privacy-Preserving Machine Learning, CCS 2017.
     """
 
-    hides: ClassVar[bool] = True
+    hides: ClassVar[str] = "secure_aggregation"
