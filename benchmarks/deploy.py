@@ -1,28 +1,31 @@
-"""A deployment on one machine against the same run in one process: the same bits, and what Flower costs.
+"""A deployment on one machine and Flower's own simulation against the same run in one process: the same bits, and what Flower costs.
 
     FEDQUILT_DATA=FOLDER python benchmarks/deploy.py [--clients 3] [--rounds 3] [--steps 10] [--set a.b=c]
 
-One SuperLink and a SuperNode per client over TLS with node keys (fedquilt.deploy.flower.rehearsal), FL-TAC on MiniLM and the five
-GLUE tasks, the sequential engine on one thread everywhere. Printed: whether every byte of the adapters and of the journals is the
-same, and the seconds of every round of both and of the whole, evaluation and start included: what is more over Flower is what it
-costs. Clients wait for runs with their model loaded, as they do on machines of their own.
+One SuperLink and a SuperNode per client over TLS with node keys (fedquilt.deploy.flower.rehearsal); then ``flwr run`` on Ray.
+FL-TAC on MiniLM and the five GLUE tasks, the sequential engine on one thread everywhere. Printed: whether every byte of the
+adapters and of the journals is the same, and the seconds of every round, of the last evaluation, of the whole, and what is left of
+it: start and end. Clients of the deployment wait for runs with their model loaded, as they do on machines of their own.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from grid import CONFIGS, lines, row
 
+from fedquilt.deploy.flower.network import Home
 from fedquilt.deploy.flower.rehearsal import Rehearsal
+from fedquilt.deploy.project import write
 from fedquilt.runs.config import load_config
 from fedquilt.runs.launch import run
 
+PATIENCE = 1800.0
 DETERMINED = ("rounds.jsonl", "evals.jsonl", "routes.jsonl", "adapters/*/*", "adapters/*.json")
 
 
@@ -32,9 +35,42 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def seconds(folder: Path) -> list[float]:
-    """Of every round, evaluation aside."""
-    return [event["seconds"] for event in lines(folder / "events.jsonl") if event["event"] == "round"]
+def spent(folder: Path) -> tuple[list[float], float]:
+    """Seconds of every round, and of evaluations."""
+    events = lines(folder / "events.jsonl")
+    of = {kind: [event["seconds"] for event in events if event["event"] == kind] for kind in ("round", "eval")}
+    return of["round"], sum(of["eval"])
+
+
+def deployed(folder: Path, config: Path, clients: int) -> float:
+    """Over a network of processes; seconds from submission to the end."""
+    nodes = [{"client": n, "config": str(config), "state": str(folder / f"c{n}")} for n in range(clients)]
+    with Rehearsal(folder, nodes) as network:
+        while any("is loaded" not in network.said(f"node{n}") for n in range(clients)):
+            time.sleep(0.1)
+        begin = time.time()
+        submitted = network.run(config=str(config), directory=str(folder / "run"), clients=clients)
+        if submitted.wait() or not (folder / "run" / "summary.json").exists():
+            raise SystemExit(network.said("run"))
+        return time.time() - begin
+
+
+def simulated(folder: Path, config: Path, clients: int) -> float:
+    """In Flower's own simulation."""
+    write(folder / "project", ["127.0.0.1"], 1)
+    said = {"config": str(config), "directory": str(folder / "run"), "state": str(folder / "state"), "clients": clients}
+    begin = time.time()
+    done = Home(folder / "home").simulate(folder / "project" / "server" / "app", said, clients, PATIENCE)
+    if done.returncode or not (folder / "run" / "summary.json").exists():
+        raise SystemExit(done.stdout + done.stderr)
+    return time.time() - begin
+
+
+def alone(folder: Path, config: Path, clients: int) -> float:
+    """In one process, this one."""
+    begin = time.time()
+    run(config, directory=folder / "run")
+    return time.time() - begin
 
 
 def main() -> None:
@@ -46,31 +82,27 @@ def main() -> None:
     arguments = parser.parse_args()
     sets = [f"partition.clients={arguments.clients}", f"rounds={arguments.rounds}", f"method.steps={arguments.steps}"]
     sets += ["engine=sequential", "threads=1", "evaluation.every=0", "evaluation.start=false", *arguments.overrides]
+    ways: dict[str, Callable[[Path, Path, int], float]] = {
+        "one process": alone,
+        "a network": deployed,
+        "Flower's simulation": simulated,
+    }
+    head = ["s", *(f"round {n}" for n in range(1, arguments.rounds + 1)), "evaluation", "start and end", "all", "files"]
+    print(row(head) + "\n" + "|---" * len(head) + "|", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        config = folder / "config.toml"
+        config = Path(temporary) / "config.toml"
         config.write_text(load_config(CONFIGS / "glue" / "fltac.toml", sets).to_toml(), encoding="utf-8")
-        begin = time.time()
-        run(config, directory=folder / "here")
-        alone = time.time() - begin
-        nodes = [{"client": n, "config": str(config), "state": str(folder / f"c{n}")} for n in range(arguments.clients)]
-        begin = time.time()
-        with Rehearsal(folder, nodes) as network:
-            while any("is loaded" not in network.said(f"node{n}") for n in range(arguments.clients)):
-                time.sleep(0.1)
-            up = time.time() - begin
-            submitted = network.run(config=str(config), directory=str(folder / "there"), clients=arguments.clients)
-            if submitted.wait() or not (folder / "there" / "summary.json").exists():
-                raise SystemExit(network.said("run"))
-            whole = time.time() - begin - up
-        here, there = digests(folder / "here"), digests(folder / "there")
-        other = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
-        print(f"{len(here)} files, different: {other or 'none'}")
-        print(f"network up, models loaded: {up:.1f} s; from submission to the end {whole:.1f} s, in one process {alone:.1f} s\n")
-        found = seconds(folder / "here"), seconds(folder / "there")
-        print(row(["round", *map(str, range(1, arguments.rounds + 1)), "median"]) + "\n" + "|---" * (arguments.rounds + 2) + "|")
-        for name, took in (("one process, s", found[0]), ("over Flower, s", found[1])):
-            print(row([name, *(f"{x:.1f}" for x in took), f"{statistics.median(took):.1f}"]))
+        expected: dict[str, str] = {}
+        for number, (name, way) in enumerate(ways.items()):
+            folder = Path(temporary) / str(number)
+            folder.mkdir()
+            whole = way(folder, config, arguments.clients)
+            rounds, judged = spent(folder / "run")
+            found = digests(folder / "run")
+            expected = expected or found
+            other = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+            figures = [*rounds, judged, whole - sum(rounds) - judged, whole]
+            print(row([name, *(f"{x:.1f}" for x in figures), f"{len(found)}, other: {other or 'none'}"]), flush=True)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
 All on all-MiniLM-L6-v2 and the five GLUE tasks of the FL-TAC paper, cut at 128 tokens; what is compared alternates lap by lap.
 
 - clients: whole rounds of FedIT (plan, training, gate, aggregation; no evaluation) of 10, 100 and 1,000 clients (less the few that
-  no row is drawn for) with the same rows between them, once each; and the same with a model that computes nothing, so that what is
-  left is the price of a client.
+  no row is drawn for) with the same rows between them, once each; the same with a model that computes nothing, so that what is
+  left is the price of a client and of its steps; and without any training, the price of a client alone.
 - families: a step of five slots of 32 rows for every adapter family.
 - evaluation: five adapters on their tasks' evaluation rows: ours, and peft's model padded to 128 tokens, adapter by adapter.
 - lanes: 128 clients of one row each: the vectorised engine, the same engine one slot at a time, and peft's model; and the first
@@ -34,7 +34,7 @@ from torch import Tensor
 from fedquilt import tree
 from fedquilt.clock import Drive
 from fedquilt.data.encode import Task
-from fedquilt.engine.base import InProcess
+from fedquilt.engine.base import InProcess, Trained, Work, starts
 from fedquilt.engine.batches import assemble as batch
 from fedquilt.meter import Meter
 from fedquilt.models.loading import load
@@ -92,6 +92,18 @@ def whole_round(built: Built) -> None:
     drive.run(built.program.init(built.adapter.init))
 
 
+def untrained(built: Built) -> None:
+    """From now on nothing is trained: what is left of a round is what a client costs beside its training."""
+    engine = built.engine
+
+    def train(works: Sequence[Work]) -> list[Trained]:
+        x, _ = starts(works, engine.client.train(works[0].job.round))
+        stayed = tree.unstack(tree.map_leaves(torch.zeros_like, x))
+        return [Trained(after, delta, {}, 0.0) for after, delta in zip(tree.unstack(x), stayed, strict=True)]
+
+    engine.train = train  # type: ignore[method-assign]
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Markdown."""
     for cells in (head, ["---"] * len(head), *rows):
@@ -119,12 +131,16 @@ def clients(laps: int) -> None:
     for built in made.values():
         built.engine.network = Nothing()  # type: ignore[assignment]
     empty = laps_of(ways, laps)
+    for built in made.values():
+        untrained(built)
+    bare = laps_of(ways, laps)
     rows = []
     for number, built in made.items():
         ratio = statistics.median(found[number]) / statistics.median(found[CLIENTS[0]])
-        price = middle(empty[number], len(built.view.slots))[0]
-        rows.append([f"{len(built.view.slots):,}", *middle(found[number], samples), f"{ratio:.2f}", price])
-    table(["clients", "ms per sample", "fastest, slowest", "of ten clients'", "ms per client, nothing computed"], rows)
+        prices = [middle(way[number], len(built.view.slots))[0] for way in (empty, bare)]
+        rows.append([f"{len(built.view.slots):,}", *middle(found[number], samples), f"{ratio:.2f}", *prices])
+    head = ["clients", "ms per sample", "fastest, slowest", "of ten clients'", "ms per client, nothing computed", "not trained"]
+    table(head, rows)
 
 
 def families(laps: int) -> None:

@@ -90,6 +90,20 @@ class Home:
         runs: list[dict[str, Any]] = self.listed("list").get("runs", [])
         return runs
 
+    def simulate(self, app: Path, settings: Mapping[str, Any], clients: int, patience: float) -> subprocess.CompletedProcess[str]:
+        """Run the app in Flower's own simulation, on Ray, to its end, a core per client at a time; nothing of it is left. In a home
+        of its own: it says where the SuperLink is."""
+        (self.folder / "config.toml").write_text(f'[superlink.{NAME}]\naddress = ":local:"\n', encoding="utf-8")
+        size = f"num-supernodes={clients} client-resources-num-cpus=1 init-args-num-cpus={min(clients, os.cpu_count() or 1)}"
+        # Ports of its own: else it would run on the local SuperLink of whoever has one, and end that.
+        ports = {f"FLWR_LOCAL_{name}_PORT": str(free_port()) for name in ("SUPERLINK_HTTP_API", "CONTROL_API")}
+        env = {**self.env, **ports, "RAY_USAGE_STATS_ENABLED": "0"}
+        command = [*submission(app, settings), "--federation-config", size]
+        try:
+            return subprocess.run(command, env=env, capture_output=True, text=True, timeout=patience, check=False)
+        finally:
+            self.end()
+
     def end(self) -> None:
         """End all processes of this home: Flower's children outlive their parents, and so do workers."""
         end("FLWR_HOME", self.env["FLWR_HOME"])
