@@ -1,4 +1,4 @@
-"""A deployment on one machine and Flower's own simulation against the same run in one process: the same bits, and what Flower costs.
+"""A deployment on one machine and Flower's simulation against the same run in one process: the same bits, and what Flower costs.
 
     FEDQUILT_DATA=FOLDER python benchmarks/deploy.py [--clients 3] [--rounds 3] [--steps 10] [--set a.b=c]
 
