@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import stat
 from pathlib import Path
 
@@ -41,6 +42,21 @@ def test_a_folder_for_every_machine(tmp_path: Path) -> None:
         assert stat.S_IMODE((own / "node").stat().st_mode) == 0o600
     services = yaml.safe_load((folder / "compose.yaml").read_text())["services"]
     assert sorted(services) == ["client-0", "client-1", "server"]
+    assert services["server"]["networks"]["default"]["aliases"] == ["server.example.org"], "as in every client.toml"
+    for name, service in services.items():
+        assert service["command"] == f"fedquilt {name.split('-')[0]} ."
+        assert service["volumes"] == [f"./{name}:/federation"]
+        assert service["user"] == f"{os.getuid()}:{os.getgid()}", "who can read the keys"
+    made_of = (folder / "Dockerfile").read_text().splitlines()
+    assert "COPY fedquilt-*.whl /wheels/" in made_of, "whatever is called fedquilt on an index is not meant"
+
+
+def test_containers_of_an_address(tmp_path: Path) -> None:
+    said = fedquilt("deploy", "init", tmp_path / "f", "--host", "192.0.2.1", "--clients", 1)
+    assert said.code == 0, said.err
+    text = (tmp_path / "f" / "compose.yaml").read_text()
+    assert "networks" not in yaml.safe_load(text)["services"]["server"]
+    assert 'server = "server:8000" in every client.toml' in text
 
 
 def test_one_more_client(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
+import os
 import re
 from pathlib import Path
 
@@ -118,10 +120,10 @@ WantedBy=multi-user.target
 """
 
 DOCKERFILE = """\
+# The package as a wheel, beside this file: pip wheel --no-deps -w . CHECKOUT
 FROM python:3.11-slim
-RUN pip install --no-cache-dir "fedquilt[flower]"
-RUN useradd --create-home fedquilt
-USER fedquilt
+COPY fedquilt-*.whl /wheels/
+RUN for wheel in /wheels/*.whl; do pip install --no-cache-dir "$wheel[flower]"; done
 WORKDIR /federation
 """
 
@@ -129,6 +131,8 @@ SERVICE = """\
   {name}:
     build: .
     command: fedquilt {what} .
+    user: "{user}"  # whose the folders are: nobody else can read the keys
+    environment: {{HOME: /federation, XDG_CACHE_HOME: /federation/cache}}
     volumes: ["./{folder}:/federation"]
     restart: unless-stopped
 """
@@ -158,12 +162,7 @@ def write(folder: Path, hosts: list[str], clients: int) -> None:
     }
     for side in ("server", "client"):
         texts[package / f"{side}.py"] = f"from fedquilt.deploy.flower import {side}\n\napp = {side}.app\n"
-    services = '# All of it on one machine. There the server is called "server": server = "server:8000" in every client.toml.\n'
-    services += "services:\n" + SERVICE.format(name="server", what="server", folder="server") + '    ports: ["8000:8000"]\n'
-    for number in range(clients):
-        name = f"client-{number}"
-        services += SERVICE.format(name=name, what="client", folder=name)
-    texts[folder / "compose.yaml"] = services
+    texts[folder / "compose.yaml"] = _services(hosts[0], clients)
     for path, text in texts.items():
         path.write_text(text, encoding="utf-8")
     for number in range(clients):
@@ -197,6 +196,20 @@ def registered(path: Path) -> dict[str, dict[str, str]]:
     """A server's :data:`REGISTERED`: name of a key -> its digest (``key``) and the number of its node (``node``)."""
     found: dict[str, dict[str, str]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return found
+
+
+def _services(host: str, clients: int) -> str:
+    """All of it on one machine; clients find the server under the name that their settings have."""
+    user = f"{os.getuid()}:{os.getgid()}" if hasattr(os, "getuid") else "1000:1000"
+    text = "# All of it on one machine.\nservices:\n" + SERVICE.format(name="server", what="server", folder="server", user=user)
+    text += '    ports: ["8000:8000"]\n'
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+        text += '    # An address has no meaning here: server = "server:8000" in every client.toml.\n'
+    except ValueError:
+        text += f"    networks: {{default: {{aliases: [{json.dumps(host)}]}}}}\n"
+    names = [f"client-{number}" for number in range(clients)]
+    return text + "".join(SERVICE.format(name=name, what="client", folder=name, user=user) for name in names)
 
 
 def _new(folder: Path) -> None:
