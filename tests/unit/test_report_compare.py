@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from pathlib import Path
@@ -72,6 +73,22 @@ def test_bytes_are_the_mean_of_the_seeds(panels: dict[str, Panel], paths: list[P
     sent = [run.megabytes(4) for run in load_runs(paths[:2])]
     line = lines(panels["score-against-bytes"])["glue-fltac (method.lr=0.002)"]
     assert line["x"][-1] == pytest.approx(sum(value for value in sent if value is not None) / 2)
+
+
+@pytest.mark.parametrize("times", [2, 100])
+def test_runs_that_send_far_more_do_not_squeeze_the_others_into_a_dash(times: int, tmp_path: Path) -> None:
+    small, large = write_run(tmp_path / "small", Fake(name="small")), write_run(tmp_path / "large", Fake(name="large", lr=0.1))
+    rounds = [json.loads(line) for line in (large / "rounds.jsonl").read_text().splitlines()]
+    more = [{key: times * value if key in ("total_up", "total_down") else value for key, value in row.items()} for row in rounds]
+    (large / "rounds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in more))
+    panel = next(panel for panel in compare_panels(load_runs([small, large])) if panel.slug == "score-against-bytes")
+    assert panel.picture is not None
+    assert (panel.picture.plot["layout"]["xaxis"].get("type") == "log") == (times == 100)
+    assert ("logarithmic" in panel.text) == (times == 100)
+    assert all(line["x"][0] == (0 if times == 2 else pytest.approx(line["x"][1] / 2)) for line in lines(panel).values())
+    figure = Figure()
+    panel.picture.draw(figure)
+    assert (figure.axes[0].get_xscale() == "log") == (times == 100)
 
 
 def test_only_rounds_that_all_seeds_have_reached_are_averaged(tmp_path: Path) -> None:

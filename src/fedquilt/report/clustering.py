@@ -39,7 +39,7 @@ def panel(run: RunData) -> Panel:
 
 
 def _picture(series: list[Series], x: tuple[float, ...], used: tuple[int, ...]) -> Picture:
-    upper = line_figure(series, x="round", y="agreement with tasks", whole_x=True)
+    upper = line_figure(series, x="round", y="agreement with tasks", scale="rounds")
     bars = {
         "type": "bar",
         "x": list(x),

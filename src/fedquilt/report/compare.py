@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BEFORE = "before training"
+FAR = 20  # times as many bytes as another run: on a linear axis the smaller one's curve would be a dash
 Measure = Callable[[Evaluation], float | None]
 
 
@@ -149,29 +150,32 @@ def _curves(groups: Sequence[Group], measure: Measure, slug: str, title: str, y:
         return Panel(slug, title, "None of the runs has it.")
     table = Table(("run", "round", y), tuple(rows))
     return Panel(
-        slug, title, "A band is one standard deviation over seeds.", table, line_figure(series, x="round", y=y, whole_x=True)
+        slug, title, "A band is one standard deviation over seeds.", table, line_figure(series, x="round", y=y, scale="rounds")
     )
 
 
 def _against_bytes(groups: Sequence[Group], runs: Sequence[RunData]) -> Panel:
     slug, title = "score-against-bytes", "Score against bytes"
-    series, rows = [], []
-    for place, group in enumerate(groups):
-        curve = [
-            (number, sent, cell)
-            for number, cell in _curve(group, lambda row: row.mean)
-            if (sent := _sent(group, number)) is not None
-        ]
-        if curve:
-            hover = [f"round {number}: {show(cell)}<br>{sent:.2f} MB" for number, sent, cell in curve]
-            series.append(_series(place, group, [sent for _, sent, _ in curve], [cell for _, _, cell in curve], hover))
-        rows += [(group.label, number, sent, cell) for number, sent, cell in curve]
-    if not series:
+    curves = [
+        [(number, sent, cell) for number, cell in _curve(group, lambda row: row.mean) if (sent := _sent(group, number)) is not None]
+        for group in groups
+    ]
+    if not any(curves):
         return Panel(slug, title, "Nothing has been evaluated yet.")
-    x = "megabytes sent by all clients, up and down"
+    ends = [curve[-1][1] for curve in curves if curve and curve[-1][1]]
+    far = bool(ends) and max(ends) > FAR * min(ends)
+    series, rows = [], []
+    for place, (group, curve) in enumerate(zip(groups, curves, strict=True)):
+        rows += [(group.label, number, sent, cell) for number, sent, cell in curve]
+        if shown := [point for point in curve if point[1] or not far]:
+            hover = [f"round {number}: {show(cell)}<br>{sent:.2f} MB" for number, sent, cell in shown]
+            series.append(_series(place, group, [sent for _, sent, _ in shown], [cell for _, _, cell in shown], hover))
+    x, y = "megabytes sent by all clients, up and down", _label(runs)
     text = f"Payload of all clients together, mean over seeds. Further to the left is better, and {better(runs)}."
-    y = _label(runs)
-    return Panel(slug, title, text, Table(("run", "round", "MB", y), tuple(rows)), line_figure(series, x=x, y=y))
+    if far:
+        text += " The axis is logarithmic: scores for which nothing was sent are in the table alone."
+    picture = line_figure(series, x=x, y=y, scale="log" if far else "linear")
+    return Panel(slug, title, text, Table(("run", "round", "MB", y), tuple(rows)), picture)
 
 
 def _sent(group: Group, number: int) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fedquilt.report import palette
 from fedquilt.report.panel import Picture, axes, layout, legend_right, round_axis
@@ -38,12 +38,17 @@ class Series:
     """Which colour; its position in the figure when None. A run keeps its colour in figures that lack another run."""
 
 
-def line_figure(series: Sequence[Series], *, x: str, y: str, whole_x: bool = False) -> Picture:
-    """All series in one figure. ``whole_x``: the x axis counts (rounds)."""
+Scale = Literal["linear", "rounds", "log"]  # of the x axis
+
+
+def line_figure(series: Sequence[Series], *, x: str, y: str, scale: Scale = "linear") -> Picture:
+    """All series in one figure. A logarithmic axis has no place for zeros."""
     data = [trace for place, one in enumerate(series) for trace in _traces(one, _place(one, place))]
-    ticks = round_axis(max((value for one in series for value in one.x), default=1)) if whole_x else {}
+    ticks: dict[str, Any] = {"type": "log", "dtick": 1} if scale == "log" else {}
+    if scale == "rounds":
+        ticks = round_axis(max((value for one in series for value in one.x), default=1))
     plot = {"data": data, "layout": layout(x=x, y=y, xaxis=ticks, hovermode="closest")}
-    return Picture(lambda figure: _draw(figure, series, x, y, whole_x), plot)
+    return Picture(lambda figure: _draw(figure, series, x, y, scale), plot)
 
 
 def _place(one: Series, position: int) -> int:
@@ -81,7 +86,7 @@ def _traces(one: Series, place: int) -> list[dict[str, Any]]:
     return [band, trace | {"legendgroup": one.name}]
 
 
-def _draw(figure: Figure, series: Sequence[Series], x: str, y: str, whole_x: bool) -> None:
+def _draw(figure: Figure, series: Sequence[Series], x: str, y: str, scale: Scale) -> None:
     from matplotlib.ticker import MaxNLocator
 
     ax = axes(figure, x=x, y=y)
@@ -97,7 +102,11 @@ def _draw(figure: Figure, series: Sequence[Series], x: str, y: str, whole_x: boo
             "linewidth": 3.0 if one.strong else 1.8,
         }
         ax.plot(one.x, values, color=colour, label=one.name, markersize=5.5, **style)
-    if whole_x:
+    if scale == "log":
+        ax.set_xscale("log")
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter("")
+    if scale == "rounds":
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if series:
         legend_right(ax)
