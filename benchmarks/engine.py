@@ -1,6 +1,6 @@
 """The engine alone: many clients against few, other families against LoRA, evaluation against the plain loop's.
 
-    python benchmarks/engine.py [clients families evaluation lanes] [--laps 5] [--threads 1] [--data FOLDER]
+    python benchmarks/engine.py [clients families evaluation lanes workers] [--laps 5] [--threads 1] [--data FOLDER]
 
 All on all-MiniLM-L6-v2 and the five GLUE tasks of the FL-TAC paper, cut at 128 tokens; what is compared alternates lap by lap.
 
@@ -11,6 +11,7 @@ All on all-MiniLM-L6-v2 and the five GLUE tasks of the FL-TAC paper, cut at 128 
 - evaluation: five adapters on their tasks' evaluation rows: ours, and peft's model padded to 128 tokens, adapter by adapter.
 - lanes: 128 clients of one row each: the vectorised engine, the same engine one slot at a time, and peft's model; and the first
   two once more with the base's maps in bfloat16.
+- workers: rounds of ten clients by one thread, two threads, and two worker processes of a thread each.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from fedquilt.models.padded import pad, parameter_name, with_lora
 from fedquilt.runs import registry
 from fedquilt.runs.build import Built, assemble, build, load_tasks, make_partition
 from fedquilt.runs.config import RunConfig, load_config
-from fedquilt.types import Batch, Stack
+from fedquilt.types import Batch, Hub, Stack
 
 CLIENTS = (10, 100, 1000)
 OPTIONS = {
@@ -75,7 +76,7 @@ class Nothing:
         return torch.stack([x.flatten(1).sum(1) * 0 for x in stack.values()]).sum(0)
 
 
-def whole_round(built: Built) -> None:
+def whole_round(built: Built) -> Hub:
     """One round from the start, without evaluation."""
     drive = Drive(
         program=built.program,
@@ -89,7 +90,7 @@ def whole_round(built: Built) -> None:
         evaluate=lambda *_: None,
         notice=lambda *_: None,
     )
-    drive.run(built.program.init(built.adapter.init))
+    return drive.run(built.program.init(built.adapter.init))
 
 
 def untrained(built: Built) -> None:
@@ -249,6 +250,31 @@ def lanes(laps: int) -> None:
     table(["way", "ms per client", "fastest, slowest", "over fedquilt's in its precision"], rows)
 
 
+def workers(laps: int) -> None:
+    """Two cores for ten clients: threads of one process, or processes."""
+    same = ("adapter.rank=1", "partition.how=iid", "partition.clients=10")
+    cores = {"one thread": ("threads=1",), "two threads": ("threads=2",), "two workers": ("threads=2", "workers=2")}
+    made = {name: build(config(100, 20, *same, *sets)) for name, sets in cores.items()}
+    threads = {name: 2 if name == "two threads" else 1 for name in made}
+
+    def on(name: str) -> Hub:
+        torch.set_num_threads(threads[name])
+        return whole_round(made[name])
+
+    try:
+        ways = {name: partial(on, name) for name in made}
+        banks = [ways[name]().bank for name in ways]
+        for bank in banks[1:]:
+            agree("adapters", [tree.max_difference(bank, banks[0])], [0.0])
+        found = laps_of(ways, laps)
+    finally:
+        made["two workers"].engine.close()
+    samples = sum(len(task.train) for task in made["one thread"].tasks.values())
+    slowest = statistics.median(found["one thread"])
+    rows = [[name, *middle(spent, samples), f"{slowest / statistics.median(spent):.2f}"] for name, spent in found.items()]
+    table(["way", "ms per sample", "fastest, slowest", "one thread over it"], rows)
+
+
 def agree(what: str, found: Sequence[float], expected: Sequence[float]) -> None:
     """Raises:
     ValueError: two ways that are compared have not computed the same.
@@ -258,7 +284,7 @@ def agree(what: str, found: Sequence[float], expected: Sequence[float]) -> None:
         raise ValueError(f"{what}: {apart} apart")
 
 
-PARTS = {"clients": clients, "families": families, "evaluation": evaluation, "lanes": lanes}
+PARTS = {"clients": clients, "families": families, "evaluation": evaluation, "lanes": lanes, "workers": workers}
 
 
 def main() -> None:

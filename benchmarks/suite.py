@@ -37,6 +37,7 @@ SUITE: dict[str, tuple[tuple[str, ...], ...]] = {
     "clustering": (("clustering.py",),),
     "memory": (("memory.py",),),
     "secagg": (("secagg.py",), ("sums.py",)),
+    "deploy": (("deploy.py",),),
     "gpu": (("gpu.py",),) if torch.cuda.is_available() else (),
 }
 LAPS = ("speed", "engine", "aggregation", "clustering", "gpu")  # those that alternate
