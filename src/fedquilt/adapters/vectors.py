@@ -15,6 +15,7 @@ from fedquilt import tree
 from fedquilt.adapters.base import Adapter, HeadPolicy, Inserted, Layers, as_dtype, head_leaves
 from fedquilt.adapters.whole import backbone, weight_leaves
 from fedquilt.errors import ModelError
+from fedquilt.models.each import Each, Vector, affine
 from fedquilt.models.inserts import Insert
 from fedquilt.models.loading import Base
 from fedquilt.models.roles import ROLES, TABLE, resolve, sides
@@ -30,13 +31,13 @@ class Scale(Inserted):
     spread: ClassVar[bool] = True
     parts: ClassVar[tuple[str, ...]] = ("ia3",)
 
-    def before(self, values: State, x: Tensor) -> Tensor:
+    def before(self, values: Mapping[str, Vector], x: Tensor) -> Tensor:
         """The map's input, scaled."""
-        return x * values["ia3"]
+        return affine(x, values["ia3"], None)
 
-    def after(self, values: State, x: Tensor, y: Tensor) -> Tensor:
+    def after(self, values: Mapping[str, Vector], x: Tensor, y: Tensor) -> Tensor:
         """The map's output, scaled unless its input was."""
-        return y if self.reads else y * values["ia3"]
+        return y if self.reads else affine(y, values["ia3"], None)
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,9 @@ class Bias(Inserted):
     spread: ClassVar[bool] = True
     parts: ClassVar[tuple[str, ...]] = ("bias",)
 
-    def after(self, values: State, x: Tensor, y: Tensor) -> Tensor:
+    def after(self, values: Mapping[str, Vector], x: Tensor, y: Tensor) -> Tensor:
         """``y - own + bias``."""
-        return y + _channels(values["bias"] - tree.there(self.own, y.device), y, self.per)
+        return affine(y, None, _channels(values["bias"] - tree.there(self.own, y.device), self.per))
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,9 @@ class Affine(Inserted):
     spread: ClassVar[bool] = True
     parts: ClassVar[tuple[str, ...]] = ("gamma", "beta")
 
-    def after(self, values: State, x: Tensor, y: Tensor) -> Tensor:
+    def after(self, values: Mapping[str, Vector], x: Tensor, y: Tensor) -> Tensor:
         """Scaled and shifted."""
-        return y * _channels(values["gamma"], y, self.per) + _channels(values["beta"], y, self.per)
+        return affine(y, _channels(values["gamma"], self.per), _channels(values["beta"], self.per))
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,9 @@ class Norm(Inserted):
         return out
 
 
-def _channels(vector: Tensor, y: Tensor, per: str) -> Tensor:
+def _channels(vector: Vector, per: str) -> Vector:
     """Ready to be broadcast over ``y [..., d]``, or over images ``y [n, d, h, w]``."""
-    return vector if per == "token" else vector[..., None, None]
+    return vector if per == "token" or isinstance(vector, Each) else vector[..., None, None]
 
 
 def ia3(

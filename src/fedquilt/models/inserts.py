@@ -6,7 +6,7 @@ own in :mod:`fedquilt.models.packed`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fedquilt import tree
-from fedquilt.types import Stack, State
+from fedquilt.models.each import Each, Vector
+from fedquilt.types import Stack
 
 
 class Insert(Protocol):
@@ -25,7 +26,8 @@ class Insert(Protocol):
         parts: names of its tensors; the leaf of one is ``<module path>/<part>``.
         reads: whether it changes what the module reads.
         per: what the first axis of ``x`` counts once all axes but the last are one (token), or as it stands (row: images).
-        spread: whether its tensors are vectors that meet ``x`` and ``y`` element by element: they may come one per token (or row).
+        spread: whether its tensors are vectors that meet ``x`` and ``y`` element by element: they may come one per token, as
+            :class:`Each`, or written out one per row.
     """
 
     @property
@@ -37,11 +39,11 @@ class Insert(Protocol):
     @property
     def spread(self) -> bool: ...
 
-    def before(self, values: State, x: Tensor) -> Tensor:
+    def before(self, values: Mapping[str, Any], x: Tensor) -> Tensor:
         """What the module reads instead of ``x``; called only if ``reads``."""
         ...
 
-    def after(self, values: State, x: Tensor, y: Tensor) -> Tensor:
+    def after(self, values: Mapping[str, Any], x: Tensor, y: Tensor) -> Tensor:
         """What leaves the module instead of ``y``; ``x`` is what it has read."""
         ...
 
@@ -72,7 +74,7 @@ class Owners:
     only: int | None = 0
     prompt: Tensor = field(default_factory=lambda: torch.zeros(0))
     _orders: dict[str, Order] = field(default_factory=dict)
-    _members: dict[str, Tensor] = field(default_factory=dict)
+    _members: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     _parts: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
 
     def set(self, stack: Stack, token: Tensor | None = None, row: Tensor | None = None) -> None:
@@ -100,14 +102,18 @@ class Owners:
                 self._parts[key] = self.stack[key].unbind(0)
         return {part: self._parts[f"{module}/{part}"][owner] for part in insert.parts}
 
-    def spread(self, module: str, insert: Insert) -> dict[str, Tensor]:
-        """An insert's vectors, one for every token (or row), each its own adapter's: ``[T, d]``."""
+    def spread(self, module: str, insert: Insert) -> dict[str, Vector]:
+        """An insert's vectors, one for every token (or row, ``[n, d]``), each its own adapter's."""
         if insert.per not in self._members:
             owner, count = tree.there(self.of(insert.per), self.device), tree.length(self.stack)
             dtype = next(iter(self.stack.values())).dtype
-            self._members[insert.per] = (owner[:, None] == torch.arange(count, device=self.device)).to(dtype)
+            self._members[insert.per] = owner, (owner[:, None] == torch.arange(count, device=self.device)).to(dtype)
+        owner, members = self._members[insert.per]
+        stacks = {part: self.stack[f"{module}/{part}"] for part in insert.parts}
+        if insert.per == "token":
+            return {part: Each(stack, owner, members) for part, stack in stacks.items()}
         # A product: its gradient is one, too, and the same in every run.
-        return {part: self._members[insert.per] @ self.stack[f"{module}/{part}"] for part in insert.parts}
+        return {part: members @ stack for part, stack in stacks.items()}
 
     def of(self, per: str) -> Tensor:
         """The adapter of every token (or row)."""
@@ -154,7 +160,9 @@ class Lane(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         insert, only = self.insert, self.owners.only
         if only is not None or insert.spread:
-            values = self._spread(x) if only is None else self.owners.values(self.name, insert, only)
+            values: Mapping[str, Any] = (
+                self.owners.spread(self.name, insert) if only is None else self.owners.values(self.name, insert, only)
+            )
             x = insert.before(values, x) if insert.reads else x
             return insert.after(values, x, self.inner(x))
         order = self.owners.order(insert.per)
@@ -167,11 +175,6 @@ class Lane(nn.Module):
         parts = zip(states, xs, self._runs(y, order), strict=True)
         out = torch.cat([insert.after(values, part, made) for values, part, made in parts]).index_select(0, order.back)
         return out.reshape(y.shape)
-
-    def _spread(self, x: Tensor) -> dict[str, Tensor]:
-        """The vectors of what ``x`` holds."""
-        values = self.owners.spread(self.name, self.insert)
-        return {part: v.view(*x.shape[:-1], -1) if self.insert.per == "token" else v for part, v in values.items()}
 
     def _runs(self, x: Tensor, order: Order) -> list[Tensor]:
         """``x`` cut into one part per adapter."""
