@@ -129,7 +129,7 @@ def test_a_worker_is_there_before_anybody_asks(station: Station) -> None:
     own.place.parent.mkdir(mode=0o700)
     with socket.socket(socket.AF_UNIX) as old:
         old.bind(str(own.place))
-    own.warm(dict(os.environ), lines.append)
+    own.warm(lines.append)
     assert said(lines) == "the base model is loaded"
     pid = int(own.place.with_suffix(".pid").read_text(encoding="ascii"))
     refused = parcel(Train(run="0" * 32, pins="of others", round=1, asks=[])).pack()
@@ -142,7 +142,7 @@ def test_what_a_worker_lacks_is_said_before_anybody_asks(station: Station) -> No
     text = station.config.read_text(encoding="utf-8")
     station.config.write_text(text.replace("rounds = 3", "rounds = 'many'"), encoding="utf-8")
     own, lines = worker.Station.of({"config": str(station.config), "client": 0, "state": str(station.folder)}), list[str]()
-    own.warm(dict(os.environ), lines.append)
+    own.warm(lines.append)
     line = said(lines)
     assert line.startswith("this client cannot train: error: "), line
     assert "rounds" in line
@@ -155,7 +155,7 @@ def test_a_socket_s_path_has_a_length(tmp_path: Path) -> None:
         ask(tmp_path / ("x" * 300), b"", lambda: start(tmp_path / "c", 0, tmp_path, tmp_path / ("x" * 300)))
     (tmp_path / "c").write_text("", encoding="utf-8")
     with pytest.raises(StateError, match="too long for a socket"):
-        worker.Station(tmp_path / "c", 0, tmp_path, tmp_path / ("x" * 300)).warm({}, print)
+        worker.Station(tmp_path / "c", 0, tmp_path, tmp_path / ("x" * 300)).warm(print)
 
 
 def test_a_worker_in_the_middle_of_a_sum_waits_for_the_slowest(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ class Station:
         place = self.place
         return ask(place, data, lambda: self._start(place))
 
-    def warm(self, env: Mapping[str, str], say: Callable[[str], None]) -> None:
+    def warm(self, say: Callable[[str], None]) -> subprocess.Popen[bytes]:
         """Start the worker before anybody asks, and say in a while that it is there, or why not: who has just typed a path sees
         now whether it is right.
 
@@ -87,7 +87,7 @@ class Station:
         _must_fit(place)
         log = log_of(place)
         before = log.stat().st_size if log.exists() else 0
-        process = self._start(place, env)
+        process = self._start(place)
 
         def watch() -> None:
             while process.poll() is None:
@@ -102,9 +102,10 @@ class Station:
                 say(f"this client cannot train: {why.splitlines()[-1] if 'Traceback' in why else why}\n(from {log})")
 
         threading.Thread(target=watch, daemon=True).start()
+        return process
 
-    def _start(self, place: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-        return start(self.config, self.client, self.state / "rounds", place, self.idle, env)
+    def _start(self, place: Path) -> subprocess.Popen[bytes]:
+        return start(self.config, self.client, self.state / "rounds", place, self.idle)
 
 
 def _texts(config: Path) -> Iterator[bytes]:
@@ -138,14 +139,12 @@ def log_of(place: Path) -> Path:
     return place.with_suffix(".log")
 
 
-def start(
-    config: Path, client: int, folder: Path, place: Path, idle: float = IDLE, env: Mapping[str, str] | None = None
-) -> subprocess.Popen[bytes]:
+def start(config: Path, client: int, folder: Path, place: Path, idle: float = IDLE) -> subprocess.Popen[bytes]:
     """A worker of its own session, which outlives whoever started it."""
     place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     command = [sys.executable, "-m", __name__, str(config), str(client), str(folder), str(place), "--idle", str(idle)]
     with log_of(place).open("ab") as log:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=env)
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
 
 def serve(place: Path, answer: Callable[[bytes], bytes], idle: float, busy: Callable[[], bool] = lambda: False) -> None:

@@ -70,18 +70,17 @@ def serve(folder: Path, settings: ServerSettings, say: Callable[[str], None]) ->
 
 def join(folder: Path, settings: ClientSettings, config: Path, say: Callable[[str], None]) -> None:
     """A SuperNode, until this process is told to end. One that ends by itself is started again: the server may not be there yet, or
-    may take the one before, which was killed, for connected still. Its worker loads the model meanwhile. ``config``: with this
-    machine's data."""
+    may take the one before, which was killed, for connected still. The worker loads the model meanwhile, once. ``config``: with
+    this machine's data."""
     state = folder / settings.state
     said = {"client": settings.client, "config": str(config), "state": str(state), "idle": settings.idle}
     said |= {"sockets": str(folder / settings.sockets)} if settings.sockets else {}
-    home = home_of(folder)
-    while True:
-        with _running(home, *node(folder / "ca.crt", folder / "node", settings.server, said)) as process:
-            Station.of(said).warm(home.env, say)
-            code = process.wait()
-        say(f"not connected any more ({code}); again in {PAUSE:.0f} s")
-        time.sleep(PAUSE)
+    with _told_to_end(), _warm(Station.of(said), say):
+        while True:
+            with _running(home_of(folder), *node(folder / "ca.crt", folder / "node", settings.server, said)) as process:
+                code = process.wait()
+            say(f"not connected any more ({code}); again in {PAUSE:.0f} s")
+            time.sleep(PAUSE)
 
 
 def need_server(folder: Path) -> ServerSettings:
@@ -106,6 +105,27 @@ def start_run(folder: Path, config: RunConfig, run: Path, clients: int, deadline
         command = submission(folder / "app", settings)
         options: dict[str, Any] = {"env": home.env, "stdin": subprocess.DEVNULL, "start_new_session": True}
         return subprocess.Popen(command, stdout=output, stderr=output, **options), log
+
+
+@contextmanager
+def _told_to_end() -> Iterator[None]:
+    """Signals that end this process let it clean up."""
+    before = {number: signal.signal(number, _terminate) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _warm(station: Station, say: Callable[[str], None]) -> Iterator[None]:
+    """A worker that ends with this process. It is none of Flower's, so it stays when a SuperNode has to be started again."""
+    worker = station.warm(say)
+    try:
+        yield
+    finally:
+        worker.kill()
 
 
 @contextmanager
