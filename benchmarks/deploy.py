@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -45,9 +46,15 @@ def spent(folder: Path) -> tuple[list[float], float]:
 def deployed(folder: Path, config: Path, clients: int) -> float:
     """Over a network of processes; seconds from submission to the end."""
     nodes = [{"client": n, "config": str(config), "state": str(folder / f"c{n}")} for n in range(clients)]
+    up = time.time()
     with Rehearsal(folder, nodes) as network:
+        end = time.time() + PATIENCE
         while any("is loaded" not in network.said(f"node{n}") for n in range(clients)):
+            for n in range(clients):
+                if "cannot train" in network.said(f"node{n}") or time.time() > end:
+                    raise SystemExit(network.said(f"node{n}"))
             time.sleep(0.1)
+        print(f"models loaded {time.time() - up:.1f} s after the first process was started", file=sys.stderr, flush=True)
         begin = time.time()
         submitted = network.run(config=str(config), directory=str(folder / "run"), clients=clients)
         if submitted.wait() or not (folder / "run" / "summary.json").exists():

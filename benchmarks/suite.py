@@ -32,7 +32,7 @@ SUITE: dict[str, tuple[tuple[str, ...], ...]] = {
         ("speed.py", "dolly", "--dropout", "0", "--steps", "1", "--rows", "2"),
         ("speed.py", "bert-base", "--dropout", "0", "--steps", "1", "--rows", "8"),
     ),
-    "engine": (("engine.py",),),
+    "engine": tuple(("engine.py", part) for part in ("clients", "families", "evaluation", "lanes", "workers")),
     "aggregation": (("aggregation.py",),),
     "clustering": (("clustering.py",),),
     "memory": (("memory.py",),),

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from tiny import tiny_config
 
 from fedquilt.deploy.flower import parties
 from fedquilt.deploy.settings import ClientSettings
+from fedquilt.deploy.worker import MARK
+from fedquilt.errors import StateError
 
 
 def alive(pid: int) -> bool:
@@ -49,3 +54,21 @@ def test_a_worker_stays_while_the_server_is_away_and_ends_with_its_client(
     while alive(pids[0]):
         assert time.monotonic() < end, "the worker outlives its client"
         time.sleep(0.05)
+
+
+def test_a_worker_that_a_killed_client_has_left_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nobody else's."""
+    sleeping = [sys.executable, "-c", "import time; time.sleep(60)"]
+    state = tmp_path / "state"
+    left, other = (subprocess.Popen(sleeping, env={**os.environ, MARK: str(place)}) for place in (state, tmp_path / "other"))
+    try:
+        with pytest.raises(
+            StateError, match="cannot be started"
+        ):  # there is no configuration: what was left is ended before it is read
+            parties.join(tmp_path, ClientSettings(server="localhost:1", client=0), tmp_path / "none.toml", print)
+        assert left.wait(10) == -signal.SIGKILL
+        assert other.poll() is None
+    finally:
+        for one in (left, other):
+            one.kill()
+            one.wait()

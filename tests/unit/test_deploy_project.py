@@ -48,11 +48,12 @@ def test_a_folder_for_every_machine(tmp_path: Path) -> None:
         assert service["volumes"] == [f"./{name}:/federation"]
         assert service["user"] == f"{os.getuid()}:{os.getgid()}", "who can read the keys"
     made_of = (folder / "Dockerfile").read_text().splitlines()
-    assert "COPY fedquilt-*.whl /wheels/" in made_of, "whatever is called fedquilt on an index is not meant"
+    assert "COPY fedquilt-*.whl constraints.txt /wheels/" in made_of, "whatever is called fedquilt on an index is not meant"
 
 
-def test_containers_of_an_address(tmp_path: Path) -> None:
-    said = fedquilt("deploy", "init", tmp_path / "f", "--host", "192.0.2.1", "--clients", 1)
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1", "localhost", "server.localhost"])
+def test_containers_of_what_is_no_name_for_one(host: str, tmp_path: Path) -> None:
+    said = fedquilt("deploy", "init", tmp_path / "f", "--host", host, "--clients", 1)
     assert said.code == 0, said.err
     text = (tmp_path / "f" / "compose.yaml").read_text()
     assert "networks" not in yaml.safe_load(text)["services"]["server"]

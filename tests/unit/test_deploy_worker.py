@@ -7,6 +7,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from threading import Thread, Timer
 
 import pytest
 from door import differences, result
+from filelock import FileLock
 from tiny import tiny_config
 
 from fedquilt.deploy import worker
@@ -123,39 +125,87 @@ def said(lines: list[str]) -> str:
     return line
 
 
+def connected(place: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as asking:
+        return asking.connect_ex(str(place)) == 0
+
+
+def own(station: Station, idle: float = 20.0) -> worker.Station:
+    return worker.Station(station.config, 0, station.folder / "state", station.folder / "socket", idle)
+
+
 def test_a_worker_is_there_before_anybody_asks(station: Station) -> None:
-    """It says so only when it answers: the socket of one that was killed is no sign of it."""
-    own, lines = worker.Station(station.config, 0, station.folder / "state", station.folder / "socket", 20.0), list[str]()
-    own.place.parent.mkdir(mode=0o700)
+    """It says so only when it answers: the socket of one that was killed is no sign of it. It ends with the block."""
+    one, lines = own(station), list[str]()
+    one.place.parent.mkdir(mode=0o700)
     with socket.socket(socket.AF_UNIX) as old:
-        old.bind(str(own.place))
-    own.warm(lines.append)
-    assert said(lines) == "the base model is loaded"
-    pid = int(own.place.with_suffix(".pid").read_text(encoding="ascii"))
-    refused = parcel(Train(run="0" * 32, pins="of others", round=1, asks=[])).pack()
-    assert b"another configuration" in own.ask(refused)
-    assert int(own.place.with_suffix(".pid").read_text(encoding="ascii")) == pid
-    os.kill(pid, signal.SIGKILL)
+        old.bind(str(one.place))
+    with one.warm(lines.append):
+        assert said(lines) == "the base model is loaded"
+        pid = int(one.place.with_suffix(".pid").read_text(encoding="ascii"))
+        refused = parcel(Train(run="0" * 32, pins="of others", round=1, asks=[])).pack()
+        assert b"another configuration" in one.ask(refused)
+        assert int(one.place.with_suffix(".pid").read_text(encoding="ascii")) == pid
+    end = time.monotonic() + 10
+    while connected(one.place):
+        assert time.monotonic() < end, "it outlives the block"
+        time.sleep(0.05)
+
+
+def test_where_another_worker_is_loading_that_one_is_waited_for(station: Station) -> None:
+    one, lines = own(station), list[str]()
+    one.place.parent.mkdir(mode=0o700)
+    with FileLock(one.place.with_suffix(".lock")), one.warm(lines.append), socket.socket(socket.AF_UNIX) as other:
+        time.sleep(worker.PATIENCE + 4)  # long enough for it to have given up
+        assert not lines
+        other.bind(str(one.place))
+        other.listen()
+        assert said(lines) == "the base model is loaded"
 
 
 def test_what_a_worker_lacks_is_said_before_anybody_asks(station: Station) -> None:
     text = station.config.read_text(encoding="utf-8")
     station.config.write_text(text.replace("rounds = 3", "rounds = 'many'"), encoding="utf-8")
-    own, lines = worker.Station.of({"config": str(station.config), "client": 0, "state": str(station.folder)}), list[str]()
-    own.warm(lines.append)
-    line = said(lines)
+    one, lines = worker.Station.of({"config": str(station.config), "client": 0, "state": str(station.folder)}), list[str]()
+    with one.warm(lines.append):
+        line = said(lines)
     assert line.startswith("this client cannot train: error: "), line
     assert "rounds" in line
     assert "integer" in line
     assert str(station.folder / "worker") in line
 
 
+def test_a_worker_that_is_killed_while_it_loads_is_said(station: Station, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most often for want of memory. When the client itself ends it, there is nothing to say."""
+    killed = [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"]
+    monkeypatch.setattr(worker, "start", lambda *_: subprocess.Popen(killed))
+    lines = list[str]()
+    (station.folder / "socket").mkdir()
+    log_of(own(station).place).touch()
+    with own(station).warm(lines.append):
+        assert "ended by signal 9: is there enough memory?" in said(lines)
+    monkeypatch.setattr(worker, "start", lambda *_: subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
+    lines.clear()
+    with own(station).warm(lines.append):
+        pass
+    time.sleep(0.5)
+    assert not lines
+
+
+def test_folders_that_cannot_be_made_are_an_error(station: Station) -> None:
+    (station.folder / "file").touch()
+    one = worker.Station(station.config, 0, station.folder / "state", station.folder / "file" / "socket")
+    with pytest.raises(StateError, match="the worker cannot be started"), one.warm(print):
+        pass
+
+
 def test_a_socket_s_path_has_a_length(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="too long for a socket"):
         ask(tmp_path / ("x" * 300), b"", lambda: start(tmp_path / "c", 0, tmp_path, tmp_path / ("x" * 300)))
     (tmp_path / "c").write_text("", encoding="utf-8")
-    with pytest.raises(StateError, match="too long for a socket"):
-        worker.Station(tmp_path / "c", 0, tmp_path, tmp_path / ("x" * 300)).warm(print)
+    far = worker.Station(tmp_path / "c", 0, tmp_path, tmp_path / ("x" * 300))
+    with pytest.raises(StateError, match="too long for a socket"), far.warm(print):
+        pass
 
 
 def test_a_worker_in_the_middle_of_a_sum_waits_for_the_slowest(tmp_path: Path) -> None:

@@ -57,8 +57,9 @@ def test_what_needs_no_gradient_gets_none(owner: Tensor) -> None:
 SHAPES = ((TOKENS, WIDTH), (ADAPTERS, WIDTH), (ADAPTERS, WIDTH))
 
 
-def test_an_adapter_that_has_diverged_touches_its_own_tokens_alone(owner: Tensor) -> None:
-    """Written out by a product it would be in all of them: 0 times infinity is no number."""
+def test_a_scale_that_has_diverged_is_in_its_own_tokens_alone(owner: Tensor) -> None:
+    """Forwards, that is: its gradient, and a shift, are products with ones and zeros, and 0 times infinity is no number. So engines
+    train works one after the other as soon as one of them diverges."""
     members = torch.nn.functional.one_hot(owner, ADAPTERS).double()
     scale = torch.tensor([1.0, 1.0, float("inf")], dtype=torch.float64)[:, None].expand(ADAPTERS, WIDTH)
     out = affine(torch.ones(TOKENS, WIDTH, dtype=torch.float64), Each(scale, owner, members), None)
@@ -70,3 +71,11 @@ def test_less_a_vector_of_all(owner: Tensor) -> None:
     stack, own, y = drawn(ADAPTERS, WIDTH), drawn(WIDTH), drawn(TOKENS, WIDTH)
     found = affine(y, None, Each(stack, owner, members) - own)
     torch.testing.assert_close(found, y + stack[owner] - own)
+
+
+def test_one_of_each_kind_is_refused(owner: Tensor) -> None:
+    members, vector = torch.nn.functional.one_hot(owner, ADAPTERS).double(), drawn(WIDTH)
+    each_ = Each(drawn(ADAPTERS, WIDTH), owner, members)
+    for scale, shift in ((each_, vector), (vector, each_)):
+        with pytest.raises(TypeError, match="two kinds"):
+            affine(drawn(TOKENS, WIDTH), scale, shift)

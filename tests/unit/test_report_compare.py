@@ -81,11 +81,20 @@ def test_runs_that_send_far_more_do_not_squeeze_the_others_into_a_dash(times: in
     rounds = [json.loads(line) for line in (large / "rounds.jsonl").read_text().splitlines()]
     more = [{key: times * value if key in ("total_up", "total_down") else value for key, value in row.items()} for row in rounds]
     (large / "rounds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in more))
-    panel = next(panel for panel in compare_panels(load_runs([small, large])) if panel.slug == "score-against-bytes")
+    silent = write_run(tmp_path / "silent", Fake(name="silent", lr=0.2))
+    rows = [json.loads(line) | {"total_up": 0, "total_down": 0} for line in (silent / "rounds.jsonl").read_text().splitlines()]
+    (silent / "rounds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    panels = {panel.slug: panel for panel in compare_panels(load_runs([silent, small, large]))}
+    panel = panels["score-against-bytes"]
     assert panel.picture is not None
+    assert ("silent" in lines(panel)) == (times == 2), "a logarithmic axis has no place for nothing"
+    assert "silent" in {row[0] for row in panel.table.rows} if panel.table else False
+    for name, line in lines(panel).items():
+        assert line["marker"]["color"] == lines(panels["score-over-rounds"])[name]["marker"]["color"]
     assert (panel.picture.plot["layout"]["xaxis"].get("type") == "log") == (times == 100)
     assert ("logarithmic" in panel.text) == (times == 100)
-    assert all(line["x"][0] == (0 if times == 2 else pytest.approx(line["x"][1] / 2)) for line in lines(panel).values())
+    first = [line["x"][0] for name, line in lines(panel).items() if name != "silent"]
+    assert all((value == 0) == (times == 2) for value in first)
     figure = Figure()
     panel.picture.draw(figure)
     assert (figure.axes[0].get_xscale() == "log") == (times == 100)

@@ -120,10 +120,11 @@ WantedBy=multi-user.target
 """
 
 DOCKERFILE = """\
-# The package as a wheel, beside this file: pip wheel --no-deps -w . CHECKOUT
+# The package as a wheel, and the versions it was tested with, beside this file:
+#     pip wheel --no-deps -w . CHECKOUT && cp CHECKOUT/constraints.txt .
 FROM python:3.11-slim
-COPY fedquilt-*.whl /wheels/
-RUN for wheel in /wheels/*.whl; do pip install --no-cache-dir "$wheel[flower]"; done
+COPY fedquilt-*.whl constraints.txt /wheels/
+RUN for wheel in /wheels/*.whl; do pip install --no-cache-dir -c /wheels/constraints.txt "$wheel[flower]"; done
 WORKDIR /federation
 """
 
@@ -132,7 +133,7 @@ SERVICE = """\
     build: .
     command: fedquilt {what} .
     user: "{user}"  # whose the folders are: nobody else can read the keys
-    environment: {{HOME: /federation, XDG_CACHE_HOME: /federation/cache}}
+    environment: {{USER: fedquilt, HOME: /federation, XDG_CACHE_HOME: /federation/cache}}
     volumes: ["./{folder}:/federation"]
     restart: unless-stopped
 """
@@ -203,13 +204,21 @@ def _services(host: str, clients: int) -> str:
     user = f"{os.getuid()}:{os.getgid()}" if hasattr(os, "getuid") else "1000:1000"
     text = "# All of it on one machine.\nservices:\n" + SERVICE.format(name="server", what="server", folder="server", user=user)
     text += '    ports: ["8000:8000"]\n'
-    try:
-        ipaddress.ip_address(host.strip("[]"))
-        text += '    # An address has no meaning here: server = "server:8000" in every client.toml.\n'
-    except ValueError:
+    if _is_name(host):
         text += f"    networks: {{default: {{aliases: [{json.dumps(host)}]}}}}\n"
+    else:
+        text += f'    # {host} is something else in a container: server = "server:8000" in every client.toml.\n'
     names = [f"client-{number}" for number in range(clients)]
     return text + "".join(SERVICE.format(name=name, what="client", folder=name, user=user) for name in names)
+
+
+def _is_name(host: str) -> bool:
+    """Whether a container can be called so: it is no address, and not what every container is to itself."""
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return host.rpartition(".")[2] != "localhost"
+    return False
 
 
 def _new(folder: Path) -> None:

@@ -19,7 +19,7 @@ import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -36,6 +36,7 @@ START = 600.0  # seconds that a worker has to load its model
 TRIES = 3  # of one message
 PATIENCE = 2.0  # seconds for another worker to go that is about to
 TAKEN = 75  # exit code of a worker that is one too many
+MARK = "FEDQUILT_CLIENT"  # in a worker's environment: the folder of its client's state
 LONGEST = 100  # bytes of a socket's path; systems allow 103 or more
 
 
@@ -76,36 +77,57 @@ class Station:
         place = self.place
         return ask(place, data, lambda: self._start(place))
 
-    def warm(self, say: Callable[[str], None]) -> subprocess.Popen[bytes]:
-        """Start the worker before anybody asks, and say in a while that it is there, or why not: who has just typed a path sees
-        now whether it is right.
+    @contextmanager
+    def warm(self, say: Callable[[str], None]) -> Iterator[None]:
+        """Inside the block there is a worker before anybody asks, which ends with the block. It is said in a while that it is
+        there, or why not: who has just typed a path sees now whether it is right.
 
         Raises:
-            StateError: the socket's path is too long.
+            StateError: it cannot be started.
         """
-        place = self.place
-        _must_fit(place)
-        log = log_of(place)
-        before = log.stat().st_size if log.exists() else 0
-        process = self._start(place)
+        try:
+            place = self.place
+            _must_fit(place)
+            log = log_of(place)
+            before = log.stat().st_size if log.exists() else 0
+            process = self._start(place)
+        except OSError as error:
+            why, fix = error.strerror or str(error), "see state and sockets in client.toml"
+            raise StateError("the worker cannot be started", where=str(error.filename or self.state), why=why, fix=fix) from error
+        ending = threading.Event()
 
         def watch() -> None:
-            while process.poll() is None:
+            end = time.monotonic() + START
+            while process.poll() in (None, TAKEN) and time.monotonic() < end:
                 with suppress(FileNotFoundError, ConnectionRefusedError):
                     _connected(place).close()
                     say("the base model is loaded")
                     process.wait()  # nobody else does, and it would stay a zombie
                     return
                 time.sleep(0.1)
-            if process.returncode > 0 and process.returncode != TAKEN:  # below 0: somebody ended it
-                why = log.read_bytes()[before:].decode(errors="replace").strip()
-                say(f"this client cannot train: {why.splitlines()[-1] if 'Traceback' in why else why}\n(from {log})")
+            if not ending.is_set() and process.poll() != 0:  # 0: idle already
+                say(f"this client cannot train: {_why(process.poll(), log.read_bytes()[before:])}\n(from {log})")
 
         threading.Thread(target=watch, daemon=True).start()
-        return process
+        try:
+            yield
+        finally:
+            ending.set()
+            process.kill()
 
     def _start(self, place: Path) -> subprocess.Popen[bytes]:
-        return start(self.config, self.client, self.state / "rounds", place, self.idle)
+        return start(self.config, self.client, self.state / "rounds", place, self.idle, {**os.environ, MARK: str(self.state)})
+
+
+def _why(code: int | None, said: bytes) -> str:
+    """What a worker that ended, or does not answer (None), died of. ``said``: in its log."""
+    if code in (None, TAKEN):
+        return f"its worker does not answer after {START:.0f} seconds"
+    if code is not None and code < 0:
+        return f"its worker was ended by signal {-code}: is there enough memory?"
+    lines = said.decode(errors="replace").strip().splitlines()
+    errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+    return "\n".join(lines[errors[-1] :] if errors else lines[-1:]) or "no reason given"
 
 
 def _texts(config: Path) -> Iterator[bytes]:
@@ -139,12 +161,14 @@ def log_of(place: Path) -> Path:
     return place.with_suffix(".log")
 
 
-def start(config: Path, client: int, folder: Path, place: Path, idle: float = IDLE) -> subprocess.Popen[bytes]:
+def start(
+    config: Path, client: int, folder: Path, place: Path, idle: float = IDLE, env: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
     """A worker of its own session, which outlives whoever started it."""
     place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     command = [sys.executable, "-m", __name__, str(config), str(client), str(folder), str(place), "--idle", str(idle)]
     with log_of(place).open("ab") as log:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=env)
 
 
 def serve(place: Path, answer: Callable[[bytes], bytes], idle: float, busy: Callable[[], bool] = lambda: False) -> None:

@@ -39,17 +39,23 @@ Vector = Tensor | Each
 
 
 def affine(y: Tensor, scale: Vector | None, shift: Vector | None) -> Tensor:
-    """``y * scale + shift`` of ``y [..., d]``; both of the same kind, or None for 1 and 0."""
-    if isinstance(scale, Each):
-        return _applied(y, scale.stack, shift.stack if isinstance(shift, Each) else None, scale)
-    if isinstance(shift, Each):
+    """``y * scale + shift`` of ``y [..., d]``; both of the same kind, or None for 1 and 0.
+
+    Raises:
+        TypeError: one of each kind.
+    """
+    if isinstance(scale, Each) and isinstance(shift, Each | None):
+        return _applied(y, scale.stack, shift.stack if shift else None, scale)
+    if isinstance(shift, Each) and scale is None:
         return _applied(y, None, shift.stack, shift)
+    if isinstance(scale, Each) or isinstance(shift, Each):
+        raise TypeError("a scale and a shift of two kinds")
     scaled = y if scale is None else y * scale
     return scaled if shift is None else scaled + shift
 
 
 def _applied(y: Tensor, scale: Tensor | None, shift: Tensor | None, whose: Each) -> Tensor:
-    flat = y.flatten(0, -2).to(whose.stack.dtype)
+    flat = y.flatten(0, -2)
     out: Tensor = _Affine.apply(flat, scale, shift, whose.owner, whose.members)  # type: ignore[no-untyped-call]
     return out.view(y.shape)
 

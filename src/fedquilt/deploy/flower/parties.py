@@ -17,10 +17,10 @@ from typing import Any
 import uvicorn
 
 from fedquilt.deploy.flower import front
-from fedquilt.deploy.flower.network import Home, link, listening, node, submission, wait_for_link
+from fedquilt.deploy.flower.network import Home, end, link, listening, node, submission, wait_for_link
 from fedquilt.deploy.project import REGISTERED
 from fedquilt.deploy.settings import ClientSettings, ServerSettings, read
-from fedquilt.deploy.worker import Station
+from fedquilt.deploy.worker import MARK, Station
 from fedquilt.errors import StateError
 from fedquilt.runs.config import RunConfig
 
@@ -75,7 +75,9 @@ def join(folder: Path, settings: ClientSettings, config: Path, say: Callable[[st
     state = folder / settings.state
     said = {"client": settings.client, "config": str(config), "state": str(state), "idle": settings.idle}
     said |= {"sockets": str(folder / settings.sockets)} if settings.sockets else {}
-    with _told_to_end(), _warm(Station.of(said), say):
+    end(MARK, str(state))  # a worker of one before, that was killed
+    # The worker is none of Flower's: it stays when a SuperNode has to be started again.
+    with _told_to_end(), Station.of(said).warm(say):
         while True:
             with _running(home_of(folder), *node(folder / "ca.crt", folder / "node", settings.server, said)) as process:
                 code = process.wait()
@@ -116,16 +118,6 @@ def _told_to_end() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _warm(station: Station, say: Callable[[str], None]) -> Iterator[None]:
-    """A worker that ends with this process. It is none of Flower's, so it stays when a SuperNode has to be started again."""
-    worker = station.warm(say)
-    try:
-        yield
-    finally:
-        worker.kill()
 
 
 @contextmanager
