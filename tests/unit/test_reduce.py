@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedquilt import reduce, tree
+from fedquilt.reduce.mean import Weighting
 from fedquilt.types import Slot, Updates
 
 
@@ -78,24 +79,28 @@ def test_the_scale_of_the_weights_does_not_matter_and_the_mean_stays_in_the_hull
 
 
 @pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("weighting", ["samples", "uniform"])
 @pytest.mark.parametrize(("n", "d"), [(3, 5), (50, 40_001), (70, 8192)])
-def test_blocks_and_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch, n: int, d: int, threads: int) -> None:
+def test_blocks_and_threads_change_no_bit(
+    monkeypatch: pytest.MonkeyPatch, n: int, d: int, weighting: Weighting, threads: int
+) -> None:
     """Of float64 updates, for casts hide the order of a sum."""
     stream = torch.Generator().manual_seed(n)
     delta = torch.randn(n, d, generator=stream).double() * 10 ** torch.randn(n, 1, generator=stream)
     weight, group = torch.rand(n, generator=stream).double(), torch.randint(4, (n,), generator=stream)
+    share = weight if weighting == "samples" else torch.ones_like(weight)
     sums, mass = torch.zeros(4, d, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
     for i in range(n):  # one contributor after the other
-        sums[group[i]] += weight[i] * delta[i]
-        mass[group[i]] += weight[i]
+        sums[group[i]] += share[i] * delta[i]
+        mass[group[i]] += share[i]
     expected = torch.where(mass > 0, sums.t() / mass, 0.0).t()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        for rows, columns in ((32, 8192), (1, 100), (7, 1_000_000)):
-            monkeypatch.setattr(sys.modules["fedquilt.reduce.mean"], "ROWS", rows)
+        for numbers, columns in ((65_536, 4096), (1, 100), (7_000, 999), (1_000_000, 1_000_000)):
+            monkeypatch.setattr(sys.modules["fedquilt.reduce.mean"], "NUMBERS", numbers)
             monkeypatch.setattr(sys.modules["fedquilt.reduce.mean"], "COLUMNS", columns)
-            out, _ = reduce.mean()(make({"a": delta, "b": delta[:, :3], "c": delta[:, 0]}, weight.tolist()), group, 4)
+            out, _ = reduce.mean(weighting)(make({"a": delta, "b": delta[:, :3], "c": delta[:, 0]}, weight.tolist()), group, 4)
             assert torch.equal(out["a"], expected)
             assert torch.equal(out["b"], expected[:, :3])
             assert torch.equal(out["c"], expected[:, 0])

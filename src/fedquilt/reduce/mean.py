@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from functools import cache
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from fedquilt.types import Stack, Updates
 
 Weighting = Literal["samples", "uniform"]
 
-ROWS, COLUMNS = 32, 8192  # of a block: 2 MB in float64
+NUMBERS, COLUMNS = 65_536, 4096  # of a block: 512 KB in float64, so that it and the sums stay in a core's own cache
 
 
 class Reduce(Protocol):
@@ -76,50 +76,36 @@ def _heads_apart(delta: Tensor, weight: Tensor, group: Tensor, rows: int) -> Ten
 def means(stack: Stack, weight: Tensor, group: Tensor, rows: int) -> dict[str, Tensor]:
     """Weighted mean ``[rows, ...]`` of finite ``stack [n, ...]`` per group; 0 where nothing weighs.
 
-    A block of contributors and columns at a time, so that the float64 copies stay in the cache. On a CPU ``index_add_`` adds one
-    contributor after the other, so neither blocks nor threads change a bit of the sums.
+    A block of contributors and columns of a leaf at a time, so that the float64 copies stay in the cache. On a CPU ``index_add_``
+    adds one contributor after the other, so neither blocks nor threads change a bit of the sums.
     """
     n, weight = len(group), weight.double()
     flat = {key: tree.as_matrix(x) for key, x in stack.items()}
-    out = {key: x.new_empty(rows, x.shape[1]) for key, x in flat.items()}
     mass = weight.new_zeros(rows).index_add_(0, group, weight).clamp_(min=torch.finfo(torch.float64).tiny)[:, None]
-    columns = min(COLUMNS, sum(x.shape[1] for x in flat.values()))
-    total, wide = weight.new_empty(rows, columns), weight.new_empty(min(n, ROWS), columns)
-    for pieces in _blocks({key: x.shape[1] for key, x in flat.items()}):
-        width = pieces[-1].block.stop
-        sums = total[:, :width].zero_()
-        for above in range(0, n, ROWS):
-            some = slice(above, above + ROWS)
-            block = wide[: len(group[some]), :width]
-            for piece in pieces:
-                block[:, piece.block].copy_(flat[piece.key][some, piece.leaf])
-            sums.index_add_(0, group[some], block.mul_(weight[some, None]))
-        sums.div_(mass)
-        for piece in pieces:
-            out[piece.key][:, piece.leaf] = sums[:, piece.block]
+    alike = bool((weight == 1).all())  # times 1 changes no bit
+    widest = min(COLUMNS, max((x.shape[1] for x in flat.values()), default=0))
+    total, wide = weight.new_empty(rows * widest), weight.new_empty(min(n * widest, max(NUMBERS, widest)))
+
+    @cache  # leaves have few widths, and making views takes as long as the sums of a small leaf
+    def views(width: int) -> tuple[Tensor, list[tuple[slice, Tensor, Tensor, Tensor]]]:
+        """Sums ``[rows, width]``, and of every block: its contributors, their groups, weights and float64 copies."""
+        step = max(1, NUMBERS // width)
+        copies = wide[: min(n, step) * width].view(-1, width)
+        blocks = [slice(begin, begin + step) for begin in range(0, n, step)]
+        return total[: rows * width].view(rows, width), [(b, group[b], weight[b, None], copies[: n - b.start]) for b in blocks]
+
+    out = {key: x.new_empty(rows, x.shape[1]) for key, x in flat.items()}
+    for key, x in flat.items():
+        for columns in _columns(x.shape[1]):
+            sums, blocks = views(columns.stop - columns.start)
+            sums.zero_()
+            for some, groups, weights, copies in blocks:
+                copies.copy_(x[some, columns])
+                sums.index_add_(0, groups, copies if alike else copies.mul_(weights))
+            out[key][:, columns] = sums.div_(mass)
     return {key: x.reshape(rows, *stack[key].shape[1:]) for key, x in out.items()}
 
 
-class _Piece(NamedTuple):
-    """Columns of a leaf, and where they are in a block."""
-
-    key: str
-    leaf: slice
-    block: slice
-
-
-def _blocks(widths: Mapping[str, int]) -> Iterator[list[_Piece]]:
-    """All leaves beside each other, ``COLUMNS`` at a time."""
-    pieces: list[_Piece] = []
-    full = 0
-    for key, width in widths.items():
-        done = 0
-        while done < width:
-            more = min(width - done, COLUMNS - full)
-            pieces.append(_Piece(key, slice(done, done + more), slice(full, full + more)))
-            done, full = done + more, full + more
-            if full == COLUMNS:
-                yield pieces
-                pieces, full = [], 0
-    if pieces:
-        yield pieces
+def _columns(width: int) -> list[slice]:
+    """All columns of a leaf, at most ``COLUMNS`` at a time."""
+    return [slice(begin, min(begin + COLUMNS, width)) for begin in range(0, width, COLUMNS)]
