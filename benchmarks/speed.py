@@ -43,6 +43,7 @@ from fedquilt.engine.sequential import SequentialEngine
 from fedquilt.models.loading import ModelConfig, load
 from fedquilt.models.loss import row_losses
 from fedquilt.models.network import network
+from fedquilt.models.onednn import turn_back
 from fedquilt.models.padded import pad, parameter_name, with_lora
 from fedquilt.models.vision import options, pixels
 from fedquilt.rng import numpy_generator
@@ -82,6 +83,7 @@ class Loop:
     def __init__(self, built: Built, pad_to: int | None, half: bool = False) -> None:
         self.built, self.pad_to, self.half = built, pad_to, half
         model = copy.deepcopy(built.base.model)
+        turn_back(model)  # products as torch makes them
         model.set_attn_implementation("sdpa")  # transformers' own choice
         for module in model.modules():  # Llama and vision models take it from a number; ours from a module
             if hasattr(module, "attention_dropout") and hasattr(module, "dropout"):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
+from fedquilt.models import dropout
 from fedquilt.models.dropout import Masks, SeededDropout, attention_keys, clean_name, keep, mix, positions, seed_dropout
 
 KEYS = torch.arange(4000) * 7919 + 13
@@ -62,6 +64,36 @@ def test_names_rows_and_p_decide() -> None:
         assert torch.equal(one(x), SeededDropout(0.5, "a", masks, "row")(x))
         assert torch.equal(SeededDropout(0.0, "a", masks, "row")(x), x)
     assert torch.equal(one(x), x)  # outside of training
+
+
+def by_hand(key: int, width: int, p: float) -> list[float]:
+    """The definition in Python's integers."""
+    full, out = (1 << 64) - 1, []
+    for column in range(width):
+        z = (key + column // 4 * 0x9E3779B97F4A7C15) & full
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & full
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & full
+        z ^= z >> 31
+        sixteen = z >> (16 * (column % 4)) & 0xFFFF
+        signed = sixteen - 65536 if sixteen >= 32768 else sixteen
+        cut = round(p * 65536)
+        out.append(65536 / (65536 - cut) if signed >= cut - 32768 else 0.0)
+    return out
+
+
+@pytest.mark.parametrize("block", [1, 7, 1 << 15])
+@pytest.mark.parametrize("p", [0.0, 1e-6, 2e-5, 0.1, 0.5, 0.99])
+def test_masks_are_those_of_the_definition(monkeypatch: pytest.MonkeyPatch, p: float, block: int) -> None:
+    monkeypatch.setattr(dropout, "BLOCK", block)
+    keys = KEYS[:40]
+    expected = torch.tensor([by_hand(int(key), 22, p) for key in keys], dtype=torch.float64)
+    assert torch.equal(keep(keys, 22, p, torch.float64), expected)
+    x = torch.randn(40, 22, dtype=torch.float64).requires_grad_()
+    layer = SeededDropout(p, "a", Masks(), "token")
+    out = layer.drop(x, keys - layer.site)
+    (grad,) = torch.autograd.grad(out, x, torch.full_like(x, 3.0))
+    assert torch.equal(out, x * expected)
+    assert torch.equal(grad, 3.0 * expected)
 
 
 def test_threads_cannot_matter() -> None:

@@ -97,6 +97,8 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _machine(problems: list[Problem]) -> dict[str, str]:
+    from fedquilt.models.onednn import pays
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = os.environ.get("OMP_NUM_THREADS", "")
     if threads and not threads.isdigit():
@@ -114,6 +116,7 @@ def _machine(problems: list[Problem]) -> dict[str, str]:
     return {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cores": str(cores),
+        "float32 products": "oneDNN" if pays() else "MKL",
         "threads": f"OMP_NUM_THREADS={threads}" if threads else f"OMP_NUM_THREADS is not set: {cores}",
         "python": sys.executable,
         "memory": "unknown" if memory is None else show.size(memory),

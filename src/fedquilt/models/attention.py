@@ -8,7 +8,7 @@ in bfloat16, through flash attention for ragged rows, which needs neither.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.util import find_spec
 from inspect import signature
@@ -19,18 +19,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedquilt import tree
+from fedquilt.models.attention_dropout import Layout, attend, layout
 from fedquilt.models.dropout import SeededDropout, attention_keys
 from fedquilt.models.prompts import Prefix
 
 Heads = list[Tensor]  # queries, keys, values, each [n, heads, L, d]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Rows:
     """Where the rows of a pass stand. ``lengths [n]``, ascending, on the host; ``device``: where the tokens are."""
 
     lengths: Tensor
     device: torch.device
+    _layout: Layout | None = field(default=None, init=False, repr=False)
 
     @cached_property
     def groups(self) -> list[tuple[int, int]]:
@@ -42,6 +44,12 @@ class Rows:
     def longest(self) -> int:
         """Tokens of the last row."""
         return int(self.lengths[-1])
+
+    def layout(self, heads: int, keys: Tensor) -> Layout:
+        """For attention with dropout; ``keys [n]`` are the rows' in this pass."""
+        if self._layout is None:
+            self._layout = layout(self.groups, heads, keys)
+        return self._layout
 
     @cached_property
     def first(self) -> Tensor:
@@ -103,6 +111,9 @@ class Attention:
 
         ``split``, not slices: slicing makes autograd fill a full-size zero tensor per group, which was 74 % of a step.
         """
+        whole = not (first_only or self.causal or self.prefix) and q.shape == k.shape and q.device.type == "cpu"
+        if whole and self.dropout is not None and self.keys is not None:
+            return attend(q, k, v, self.scale, self.dropout, rows.layout(q.shape[1], self.keys))
         sizes = [count * length for count, length in rows.groups]
         asked = [count for count, _ in rows.groups] if first_only else sizes
         out, done = [], 0
@@ -156,7 +167,7 @@ class Attention:
         scores = q @ k.transpose(2, 3) * self.scale
         weights = torch.softmax(scores if seen is None else scores.masked_fill(~seen, float("-inf")), dim=-1)
         keys = attention_keys(self.keys[rows], q.shape[1], q.shape[2])
-        out: Tensor = (weights * dropout.mask(keys, k.shape[2], weights.dtype)) @ v
+        out: Tensor = dropout.drop(weights, keys) @ v
         return out
 
     def _seen(self, q: Tensor, words: int, before: int, present: Tensor | None) -> Tensor | None:

@@ -11,21 +11,32 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+BLOCK = 1 << 15  # words hashed at a time: 256 kB
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit number
 _C1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _C2 = -7723592293110705685  # 0x94D049BB133111EB
 
 
 def mix(z: Tensor) -> Tensor:
-    """splitmix64's finaliser on int64. torch shifts arithmetically, so the copies of the sign bit are masked away: left in,
-    they would make the top bit of every result 0 and a quarter of all scalars immune."""
-    z = ((z >> 30) & 0x3FFFFFFFF).bitwise_xor_(z).mul_(_C1)
-    z = ((z >> 27) & 0x1FFFFFFFFF).bitwise_xor_(z).mul_(_C2)
-    return ((z >> 31) & 0x1FFFFFFFF).bitwise_xor_(z)
+    """splitmix64's finaliser on int64."""
+    return _mix(z.clone(), torch.empty_like(z))
+
+
+def _mix(z: Tensor, free: Tensor) -> Tensor:
+    """The same in place. torch shifts arithmetically, so the copies of the sign bit are masked away: left in, they would make the
+    top bit of every result 0 and a quarter of all scalars immune."""
+    for shift, factor in ((30, _C1), (27, _C2), (31, 1)):
+        torch.bitwise_right_shift(z, shift, out=free)
+        z.bitwise_xor_(free.bitwise_and_((1 << (64 - shift)) - 1))
+        if factor != 1:
+            z.mul_(factor)
+    return z
 
 
 def positions(keys: Tensor, count: Tensor | int) -> Tensor:
@@ -35,10 +46,66 @@ def positions(keys: Tensor, count: Tensor | int) -> Tensor:
 
 def keep(keys: Tensor, width: int, p: float, dtype: torch.dtype) -> Tensor:
     """Mask ``[..., width]`` of 0 and 1/(1-p) for ``keys [...]``; p is rounded to 1/65536."""
-    cut = round(p * 65536)
-    lanes = torch.arange((width + 3) // 4, device=keys.device) * _GOLDEN
-    bits = mix(keys.unsqueeze(-1) + lanes).view(torch.int16)[..., :width]
-    return (bits >= cut - 32768).to(dtype).mul_(65536 / (65536 - cut))
+    return fates(words(keys, width), p)[..., :width].to(dtype).mul_(scale(p))
+
+
+def words(keys: Tensor, width: int) -> Tensor:
+    """What is hashed for ``keys [...]``: ``[..., width / 4]`` int64, rounded up."""
+    return keys.unsqueeze(-1) + torch.arange((width + 3) // 4, device=keys.device) * _GOLDEN
+
+
+def scale(p: float) -> float:
+    """What stays is multiplied by this."""
+    return 65536 / (65536 - _cut(p))
+
+
+def _cut(p: float) -> int:
+    """Of 65536 values those below it are dropped."""
+    return round(p * 65536)
+
+
+def fates(words: Tensor, p: float, site: int = 0) -> Tensor:
+    """1 for what stays and 0 for what does not, int8: four for each of the ``words [..., w]`` with ``site`` added, ``[..., 4 w]``.
+
+    A block at a time and in place, for a dozen passes are made over it. Clamped to two neighbouring numbers, for torch compares
+    16-bit numbers, and converts what is true, several times as slowly.
+    """
+    cut, flat = _cut(p), words.flatten()
+    out = torch.ones(4 * len(flat), dtype=torch.int8, device=words.device)
+    size = BLOCK if words.device.type == "cpu" else len(flat)
+    z, free = torch.empty_like(flat[:size]), torch.empty_like(flat[:size])
+    for begin in range(0, len(flat) if cut else 0, size):
+        some = flat[begin : begin + size]
+        n = len(some)
+        bits = _mix(torch.add(some, site, out=z[:n]), free[:n]).view(torch.int16)
+        out[4 * begin : 4 * (begin + n)] = bits.clamp_(cut - 32769, cut - 32768).sub_(cut - 32769)
+    return out.view(*words.shape[:-1], -1)
+
+
+class Masked(torch.autograd.Function):
+    """``x`` times ``kept`` (1 and 0, int8) times ``factor``. The mask stays a byte per scalar until the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kept: Tensor, factor: float) -> Tensor:
+        ctx.save_for_backward(kept)
+        ctx.factor = factor
+        return _masked(x, kept, factor)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (kept,) = ctx.saved_tensors
+        return _masked(grad, kept, ctx.factor), None, None
+
+
+def _masked(x: Tensor, kept: Tensor, factor: float) -> Tensor:
+    out, step = torch.empty_like(x), len(x)
+    if x.device.type == "cpu":
+        step = max(1, 4 * BLOCK * len(x) // max(1, x.numel()))
+    for begin in range(0, len(x), max(1, step)):
+        some = slice(begin, begin + step)
+        torch.mul(x[some], kept[some].to(x.dtype).mul_(factor), out=out[some])
+    return out
 
 
 class Masks:
@@ -77,9 +144,11 @@ class SeededDropout(nn.Module):
         self.p, self.kind, self.masks = p, kind, masks
         self.site = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big", signed=True)
 
-    def mask(self, keys: Tensor, width: int, dtype: torch.dtype) -> Tensor:
-        """The mask of this module for explicit keys."""
-        return keep(keys + self.site, width, self.p, dtype)
+    def drop(self, x: Tensor, keys: Tensor) -> Tensor:
+        """``x [..., width]`` times this module's mask for ``keys [...]``."""
+        kept = fates(words(keys, x.shape[-1]), self.p, self.site)[..., : x.shape[-1]]
+        out: Tensor = Masked.apply(x, kept, scale(self.p))  # type: ignore[no-untyped-call]
+        return out
 
     def forward(self, x: Tensor) -> Tensor:
         rows = self.masks.rows
@@ -93,7 +162,7 @@ class SeededDropout(nn.Module):
             keys = self.masks.tokens
         else:  # relative-position tables (DeBERTa): one mask for the whole batch
             keys = positions(rows[0], torch.arange(x.shape[:-1].numel(), device=rows.device)).view(x.shape[:-1])
-        return x * self.mask(keys, x.shape[-1], x.dtype)
+        return self.drop(x, keys)
 
 
 def _kind(name: str, head: tuple[str, ...]) -> str:

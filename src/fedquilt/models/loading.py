@@ -23,7 +23,7 @@ from torch import nn
 from fedquilt.data.encode import fingerprint as words
 from fedquilt.data.transform import Transform
 from fedquilt.errors import ModelError, did_you_mean
-from fedquilt.models import vision
+from fedquilt.models import onednn, vision
 from fedquilt.models.half import halve
 from fedquilt.models.quantised import load_options, refuse_random, settle
 from fedquilt.rng import derive, generator
@@ -142,6 +142,8 @@ def finish(model: Any, config: ModelConfig, keep: Sequence[str]) -> torch.dtype:
     model.eval().requires_grad_(False)
     if config.precision == "bfloat16":
         halve(model, keep=keep)
+    elif dtype == torch.float32 and config.quantization is None and config.device == "cpu" and onednn.pays():
+        onednn.turn(model, keep=keep)
     return dtype
 
 

@@ -60,7 +60,7 @@ class BankLinear(nn.Module):
         a, b = self.current.factors[self.name]
         member = self.current.member
         u = F.linear(self.dropout(x), a) * (self.current.scale if member is None else member)
-        return torch.addmm(y, u, b.t()) if x.dim() == 2 else y + u @ b.t()  # [n, L, d] in generation
+        return y.addmm_(u, b.t()) if x.dim() == 2 else y + u @ b.t()  # [n, L, d] in generation
 
 
 class Packed(nn.Module, ABC):
