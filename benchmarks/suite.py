@@ -32,6 +32,7 @@ SUITE: dict[str, tuple[tuple[str, ...], ...]] = {
         ("speed.py", "dolly", "--dropout", "0", "--steps", "1", "--rows", "2"),
         ("speed.py", "bert-base", "--dropout", "0", "--steps", "1", "--rows", "8"),
     ),
+    "products": (("products.py",),),
     "engine": tuple(("engine.py", part) for part in ("clients", "families", "evaluation", "lanes", "workers")),
     "aggregation": (("aggregation.py",),),
     "clustering": (("clustering.py",),),
@@ -40,7 +41,7 @@ SUITE: dict[str, tuple[tuple[str, ...], ...]] = {
     "deploy": (("deploy.py",),),
     "gpu": (("gpu.py",),) if torch.cuda.is_available() else (),
 }
-LAPS = ("speed", "engine", "aggregation", "clustering", "gpu")  # those that alternate
+LAPS = ("speed", "products", "engine", "aggregation", "clustering", "gpu")  # those that alternate
 PACKAGES = ("fedquilt", "torch", "transformers", "peft", "numpy", "scikit-learn")
 
 

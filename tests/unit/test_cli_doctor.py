@@ -26,7 +26,7 @@ def test_a_healthy_machine(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert main(["doctor"]) == 0
     shown = capsys.readouterr().out
     assert any(line.split() == ["torch", version("torch")] for line in shown.splitlines())
-    for word in ("versions", "machine", "extras", "cache", "problems\n  none", "cores", "memory", "viz"):
+    for word in ("versions", "machine", "extras", "cache", "problems\n  none", "cores", "memory", "float32 products", "viz"):
         assert word in shown
 
 

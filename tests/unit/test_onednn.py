@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -14,6 +17,9 @@ from fedquilt.errors import ConfigError
 from fedquilt.models import onednn
 from fedquilt.models.loading import Base, ModelConfig, load
 from fedquilt.models.network import network
+from fedquilt.runs import launch
+from fedquilt.runs.progress import Silent
+from fedquilt.testing import tiny_config
 from tests.unit.test_models import batch_of, outcome, stack_of
 
 FAMILIES = {"lora": lora, "full": full, "bitfit": bitfit}
@@ -136,3 +142,11 @@ def test_an_unknown_library_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="does not have"):
         onednn.pays.__wrapped__()
+
+
+@pytest.mark.parametrize(("by_onednn", "name"), [(True, "oneDNN"), (False, "MKL")])
+def test_a_run_says_which_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, by_onednn: bool, name: str) -> None:
+    monkeypatch.setattr(onednn, "pays", lambda: by_onednn)
+    monkeypatch.setattr(launch, "_go", lambda config, folder, *_: folder)
+    launch._start(tiny_config("fedit"), tmp_path, Silent(), lambda built: built.engine)
+    assert json.loads((tmp_path / "env.json").read_text())["products"] == name
