@@ -34,7 +34,7 @@ class OneDnnLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         trained = self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
-        ours = input.dtype == torch.float32 and input.device.type == "cpu" and input.numel() > 0
+        ours = input.dtype == torch.float32 and input.device.type == "cpu"
         if trained or not ours or self.weight is not self.own[0]:
             return F.linear(input, self.weight, self.bias)
         flat = input.reshape(-1, self.in_features)
@@ -51,7 +51,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return _multiply(grad.contiguous(), ctx.turned, None), None, None, None
+        return _multiply(grad, ctx.turned, None), None, None, None
 
 
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
