@@ -96,6 +96,12 @@ def test_masks_are_those_of_the_definition(monkeypatch: pytest.MonkeyPatch, p: f
     assert torch.equal(grad, 3.0 * expected)
 
 
+def test_nothing_to_drop() -> None:
+    layer = SeededDropout(0.5, "a", Masks(), "token")
+    assert layer.drop(torch.zeros(0, 6), KEYS[:0]).shape == (0, 6)
+    assert layer.drop(torch.zeros(2, 0, 6), KEYS[:0].view(2, 0)).shape == (2, 0, 6)
+
+
 def test_threads_cannot_matter() -> None:
     before = torch.get_num_threads()
     try:

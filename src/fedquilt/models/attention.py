@@ -26,13 +26,13 @@ from fedquilt.models.prompts import Prefix
 Heads = list[Tensor]  # queries, keys, values, each [n, heads, L, d]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Rows:
     """Where the rows of a pass stand. ``lengths [n]``, ascending, on the host; ``device``: where the tokens are."""
 
     lengths: Tensor
     device: torch.device
-    _layout: Layout | None = field(default=None, init=False, repr=False)
+    _layouts: dict[int, Layout] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def groups(self) -> list[tuple[int, int]]:
@@ -46,10 +46,10 @@ class Rows:
         return int(self.lengths[-1])
 
     def layout(self, heads: int, keys: Tensor) -> Layout:
-        """For attention with dropout; ``keys [n]`` are the rows' in this pass."""
-        if self._layout is None:
-            self._layout = layout(self.groups, heads, keys)
-        return self._layout
+        """For attention with dropout; ``keys [n]`` are the rows' in this pass, the same for all layers."""
+        if heads not in self._layouts:
+            self._layouts[heads] = layout(self.groups, heads, keys)
+        return self._layouts[heads]
 
     @cached_property
     def first(self) -> Tensor:

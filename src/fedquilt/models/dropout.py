@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from fedquilt.models.blocks import blocks
+
 BLOCK = 1 << 15  # words hashed at a time: 256 kB
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit number
 _C1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
@@ -72,14 +74,13 @@ def fates(words: Tensor, p: float, site: int = 0) -> Tensor:
     """
     cut, flat = _cut(p), words.flatten()
     out = torch.ones(4 * len(flat), dtype=torch.int8, device=words.device)
-    size = BLOCK if words.device.type == "cpu" else len(flat)
-    z, free = torch.empty_like(flat[:size]), torch.empty_like(flat[:size])
-    for begin in range(0, len(flat) if cut else 0, size):
-        some = flat[begin : begin + size]
-        n = len(some)
-        bits = _mix(torch.add(some, site, out=z[:n]), free[:n]).view(torch.int16)
-        out[4 * begin : 4 * (begin + n)] = bits.clamp_(cut - 32769, cut - 32768).sub_(cut - 32769)
-    return out.view(*words.shape[:-1], -1)
+    parts = list(blocks(flat, BLOCK)) if cut else []
+    z, free = (torch.empty_like(flat[parts[0]]) for _ in range(2)) if parts else (flat, flat)
+    for some in parts:
+        n = some.stop - some.start
+        bits = _mix(torch.add(flat[some], site, out=z[:n]), free[:n]).view(torch.int16)
+        out[4 * some.start : 4 * some.stop] = bits.clamp_(cut - 32769, cut - 32768).sub_(cut - 32769)
+    return out.view(*words.shape[:-1], 4 * words.shape[-1])
 
 
 class Masked(torch.autograd.Function):
@@ -99,11 +100,8 @@ class Masked(torch.autograd.Function):
 
 
 def _masked(x: Tensor, kept: Tensor, factor: float) -> Tensor:
-    out, step = torch.empty_like(x), len(x)
-    if x.device.type == "cpu":
-        step = max(1, 4 * BLOCK * len(x) // max(1, x.numel()))
-    for begin in range(0, len(x), max(1, step)):
-        some = slice(begin, begin + step)
+    out = torch.empty_like(x)
+    for some in blocks(x, 4 * BLOCK):
         torch.mul(x[some], kept[some].to(x.dtype).mul_(factor), out=out[some])
     return out
 

@@ -6,13 +6,14 @@ back: elementwise work is paid for by memory that is touched.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from fedquilt.models.blocks import blocks
 
 BLOCK = 1 << 20  # numbers
 
@@ -65,7 +66,7 @@ class _Affine(torch.autograd.Function):
     def forward(ctx: Any, y: Tensor, scale: Tensor | None, shift: Tensor | None, owner: Tensor, members: Tensor) -> Tensor:
         ctx.save_for_backward(None if scale is None else y, scale, owner, members)
         out = torch.empty_like(y)
-        for some in _blocks(y):
+        for some in blocks(y, BLOCK):
             if scale is None:
                 out[some] = y[some]
             else:
@@ -84,15 +85,9 @@ class _Affine(torch.autograd.Function):
             return (grad if to_y else None), None, by_shift, None, None
         by_y = torch.empty_like(grad) if to_y else None
         by_scale = torch.zeros_like(scale) if to_scale else None
-        for some in _blocks(grad):
+        for some in blocks(grad, BLOCK):
             if by_scale is not None:
                 by_scale.addmm_(members[some].t(), grad[some] * y[some])
             if by_y is not None:
                 torch.index_select(scale, 0, owner[some], out=by_y[some]).mul_(grad[some])
         return by_y, by_scale, by_shift, None, None
-
-
-def _blocks(y: Tensor) -> Iterator[slice]:
-    """Tokens a few at a time, so that what is done to them one after the other is done in the cache."""
-    rows = max(1, BLOCK // y.shape[1])
-    return (slice(begin, begin + rows) for begin in range(0, len(y), rows))
