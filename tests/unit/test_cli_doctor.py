@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fedquilt.cli import doctor, main
+from fedquilt.models.onednn import pays
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -99,3 +100,11 @@ def test_offline_settings_are_told(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     main(["doctor"])
     assert "HF_HUB_OFFLINE set: nothing is downloaded" in capsys.readouterr().out
+
+
+def test_a_library_of_products_that_is_none(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pays.cache_clear()
+    monkeypatch.setenv("FEDQUILT_PRODUCTS", "onednm")
+    code, found = problems(capsys)
+    assert code == 1
+    assert "FEDQUILT_PRODUCTS is 'onednm'" in found

@@ -16,6 +16,7 @@ from typing import Any
 import typer
 
 from fedquilt.cli import show
+from fedquilt.errors import ConfigError
 
 # extra -> the modules that it brings; what lacks one of them is not installed
 EXTRAS = {"viz": ("matplotlib", "plotly", "umap"), "flower": ("flwr",), "dp": ("dp_accounting",), "quant": ("bitsandbytes",)}
@@ -97,8 +98,13 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _machine(problems: list[Problem]) -> dict[str, str]:
-    from fedquilt.models.onednn import pays
+    from fedquilt.models.onednn import VARIABLE, pays
 
+    try:
+        library = "oneDNN" if pays() else "as torch makes them"
+    except ConfigError as error:
+        library = "unknown"
+        problems.append(Problem(error.what, f"unset {VARIABLE}", True))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = os.environ.get("OMP_NUM_THREADS", "")
     if threads and not threads.isdigit():
@@ -116,7 +122,7 @@ def _machine(problems: list[Problem]) -> dict[str, str]:
     return {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cores": str(cores),
-        "float32 products": "oneDNN" if pays() else "MKL",
+        "float32 products": library,
         "threads": f"OMP_NUM_THREADS={threads}" if threads else f"OMP_NUM_THREADS is not set: {cores}",
         "python": sys.executable,
         "memory": "unknown" if memory is None else show.size(memory),

@@ -142,9 +142,14 @@ def finish(model: Any, config: ModelConfig, keep: Sequence[str]) -> torch.dtype:
     model.eval().requires_grad_(False)
     if config.precision == "bfloat16":
         halve(model, keep=keep)
-    elif dtype == torch.float32 and config.quantization is None and config.device == "cpu" and onednn.pays():
+    elif by_onednn(config):
         onednn.turn(model, keep=keep)
     return dtype
+
+
+def by_onednn(config: ModelConfig) -> bool:
+    """Whether frozen maps are multiplied by oneDNN, if they are not too large."""
+    return config.precision == "float32" and config.quantization is None and config.device == "cpu" and onednn.pays()
 
 
 def locate(name: str, root: Path) -> str:

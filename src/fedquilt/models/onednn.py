@@ -29,8 +29,8 @@ class OneDnnLinear(nn.Linear):
     """A frozen linear map ``[..., in]`` to ``[..., out]``; with weights that are not its own or are trained, or on another device,
     an ordinary one."""
 
-    turned: Tensor  # [in, out]
-    own: tuple[Tensor]  # the weight that was turned; in a tuple, for it is no second parameter
+    own: tuple[Tensor]  # the weight that was loaded; in a tuple, for it is no second parameter
+    other: tuple[Tensor, int] | None  # the same transposed, and of which version it was made
 
     def forward(self, input: Tensor) -> Tensor:
         trained = self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
@@ -38,20 +38,26 @@ class OneDnnLinear(nn.Linear):
         if trained or not ours or self.weight is not self.own[0]:
             return F.linear(input, self.weight, self.bias)
         flat = input.reshape(-1, self.in_features)
-        out: Tensor = _Product.apply(flat, self.weight, self.bias, self.turned)  # type: ignore[no-untyped-call]
-        return out.view(*input.shape[:-1], self.out_features)
+        out: Tensor = _Product.apply(flat, self)  # type: ignore[no-untyped-call]
+        return out if input.dim() == 2 else out.view(*input.shape[:-1], self.out_features)
+
+    def turned(self) -> Tensor:
+        """The weight as ``[in, out]``: made when a gradient first asks for it, and anew once the weight has changed in place."""
+        if self.other is None or self.other[1] != self.weight._version:
+            self.other = self.weight.detach().t().contiguous(), self.weight._version
+        return self.other[0]
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, turned: Tensor) -> Tensor:
-        ctx.turned = turned
-        return _multiply(x, weight, bias)
+    def forward(ctx: Any, x: Tensor, layer: OneDnnLinear) -> Tensor:
+        ctx.layer = layer
+        return _multiply(x, layer.weight, layer.bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return _multiply(grad, ctx.turned, None), None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _multiply(grad, ctx.layer.turned(), None), None
 
 
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -71,16 +77,16 @@ def turn(model: nn.Module, keep: Sequence[str]) -> None:
     if sum(module.weight.numel() * 4 for module in maps) > ROOM:
         return
     for module in maps:
-        module.register_buffer("turned", module.weight.detach().t().contiguous(), persistent=False)
         module.__class__ = OneDnnLinear
         object.__setattr__(module, "own", (module.weight,))
+        object.__setattr__(module, "other", None)
 
 
 def turn_back(model: nn.Module) -> None:
     """Undo :func:`turn`, in place."""
     for module in model.modules():
         if isinstance(module, OneDnnLinear):
-            del module.turned, module.own
+            del module.own, module.other
             module.__class__ = nn.Linear  # type: ignore[assignment]
 
 

@@ -60,7 +60,10 @@ class BankLinear(nn.Module):
         a, b = self.current.factors[self.name]
         member = self.current.member
         u = F.linear(self.dropout(x), a) * (self.current.scale if member is None else member)
-        return y.addmm_(u, b.t()) if x.dim() == 2 else y + u @ b.t()  # [n, L, d] in generation
+        if x.dim() != 2:  # [n, L, d] in generation
+            return y + u @ b.t()
+        # In place, but for a view (GPT-2's maps): what autograd keeps of that costs more on the way back than a copy.
+        return torch.addmm(y, u, b.t()) if y._is_view() else y.addmm_(u, b.t())
 
 
 class Packed(nn.Module, ABC):

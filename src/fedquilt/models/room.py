@@ -38,8 +38,8 @@ def _wide(config: Any) -> int:
 
 
 def model_bytes(base: Base) -> int:
-    """Of the weights, and of the copies that oneDNN multiplies with."""
-    return sum(x.numel() * x.element_size() for x in (*base.model.parameters(), *base.model.buffers()))
+    """Of the weights."""
+    return sum(x.numel() * x.element_size() for x in base.model.parameters())
 
 
 def pass_bytes(base: Base) -> int:

@@ -14,7 +14,7 @@ from fedquilt.data.partition import Partition, refuse_own
 from fedquilt.engine.base import Engine
 from fedquilt.errors import StateError
 from fedquilt.meter import Meter
-from fedquilt.models import onednn
+from fedquilt.models.loading import by_onednn
 from fedquilt.runs.atomic import write_atomic
 from fedquilt.runs.build import Built, build, set_threads
 from fedquilt.runs.config import RunConfig, load_config, parse
@@ -102,7 +102,7 @@ def _start(config: RunConfig, folder: Path, say: Progress, engine: Callable[[Bui
         "machine": platform.machine(),
         "system": platform.platform(),
         "packages": _versions(),
-        "products": "oneDNN" if onednn.pays() else "MKL",
+        "products": "oneDNN" if by_onednn(config.model) else "torch",
     }
     (folder / "events.jsonl").unlink(missing_ok=True)
     write_atomic(folder / "env.json", json.dumps(env, indent=1).encode())
