@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedquilt.models.roles import transposed
+from fedquilt.models.roles import inside, transposed
 
 HALF = torch.bfloat16
 
@@ -60,7 +60,7 @@ def halve(model: nn.Module, keep: Sequence[str]) -> None:
         if type(module) is nn.Embedding and any(module.weight is linear.weight for linear in linears):
             module.__class__ = HalfEmbedding
     for name, module in model.named_modules():
-        if any(name == top or name.startswith(f"{top}.") for top in keep):
+        if inside(name, keep):
             continue
         if type(module) is nn.Linear:
             module.__class__ = HalfLinear

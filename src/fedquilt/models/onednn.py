@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fedquilt.errors import ConfigError, did_you_mean
+from fedquilt.models.roles import inside
 
 VARIABLE = "FEDQUILT_PRODUCTS"  # of the environment: mkl or onednn
 ROOM = 4 << 30  # bytes of weights; above, a second copy is too much to ask
@@ -69,11 +70,7 @@ def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def turn(model: nn.Module, keep: Sequence[str]) -> None:
     """Make every frozen float32 linear map of ``model`` outside the modules ``keep`` an :class:`OneDnnLinear`, in place; none if
     they are larger than ``ROOM`` together."""
-    maps = [
-        module
-        for name, module in model.named_modules()
-        if type(module) is nn.Linear and not any(name == top or name.startswith(f"{top}.") for top in keep)
-    ]
+    maps = [module for name, module in model.named_modules() if type(module) is nn.Linear and not inside(name, keep)]
     if sum(module.weight.numel() * 4 for module in maps) > ROOM:
         return
     for module in maps:

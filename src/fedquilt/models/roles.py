@@ -71,6 +71,11 @@ def transposed(module: nn.Module) -> bool:
     return isinstance(module, Conv1D)
 
 
+def inside(name: str, tops: Sequence[str]) -> bool:
+    """Whether a module is one of ``tops`` or in one."""
+    return any(name == top or name.startswith(f"{top}.") for top in tops)
+
+
 def sides(module: nn.Module) -> tuple[int, int]:
     """(out, in) features of a linear map."""
     if isinstance(module, nn.Linear):  # a quantised one has a weight of another shape
