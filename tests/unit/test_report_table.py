@@ -13,6 +13,9 @@ from fake_run import ADAPTER, HEAD, TASKS, Fake, write_run
 
 from fedquilt.report.read import RunData, load_run
 from fedquilt.report.table import Spread, Table, group_runs, score_columns, show, spread, summary_rows
+from fedquilt.runs import launch
+from fedquilt.runs.config import RunConfig
+from fedquilt.runs.progress import Silent
 
 
 def runs(folder: Path, *fakes: Fake) -> list[RunData]:
@@ -59,6 +62,32 @@ def test_runs_that_differ_in_the_seed_alone_are_one_group(tmp_path: Path) -> Non
 def test_groups_of_one_name_are_told_apart_by_what_differs(tmp_path: Path) -> None:
     groups = group_runs(runs(tmp_path, Fake(lr=0.1), Fake(lr=0.2), Fake(name="other", lr=0.1, method="x")))
     assert [group.label for group in groups] == ["glue-fltac (method.lr=0.1)", "glue-fltac (method.lr=0.2)", "other"]
+
+
+def configured(folder: Path, config: RunConfig, without: str = "") -> RunData:
+    """A run of this configuration; ``without``: by a version that did not have this line yet, nor wrote down what was chosen."""
+    write_run(folder)
+    launch._start(config, folder, Silent(), launch.own_engine)
+    if without:
+        text = (folder / "config.toml").read_text()
+        assert without in text
+        (folder / "config.toml").write_text(text.replace(without, ""))
+        (folder / "env.json").write_text("{}")
+    return load_run(folder)
+
+
+def test_a_default_that_one_version_did_not_have_tells_nothing_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(launch, "_go", lambda config, folder, *_: folder)
+    base = {"rounds": 2, "method": {"name": "fedit"}, "tasks": [{"name": "sst2", "preset": "glue/sst2"}]}
+    plain, slow, half = (RunConfig.model_validate(base | more) for more in ({}, {"workers": 2}, {"quorum": 0.5}))
+    before = configured(tmp_path / "before", plain, without="quorum = 0.0\n")
+    now = configured(tmp_path / "now", plain)
+    other, third = configured(tmp_path / "other", slow), configured(tmp_path / "third", half)
+    groups = group_runs([before, now, other, third])
+    assert [group.runs for group in groups] == [(before, now), (other,), (third,)]
+    labels = ["run (quorum=unset, workers=1)", "run (quorum=0.0, workers=2)", "run (quorum=0.5, workers=1)"]
+    assert [group.label for group in groups] == labels
+    assert [len(group.runs) for group in group_runs([before, third])] == [1, 1]
 
 
 def test_the_summary_is_what_the_logs_say(tmp_path: Path) -> None:

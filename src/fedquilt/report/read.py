@@ -59,6 +59,13 @@ class RunData:
         """The configuration with dotted keys: ``method.lr`` -> 0.001. Lists of tables are keyed by their ``name``."""
         return dict(_flatten("", self.config))
 
+    def defaults(self) -> dict[str, Any]:
+        """What of it nobody chose, as far as the run has written that down."""
+        if not isinstance(self.env.get("chosen"), Mapping):
+            return {}
+        chosen = dict(_flatten("", self.env["chosen"]))
+        return {key: value for key, value in self.flat().items() if key not in chosen}
+
     def setting(self, *keys: str, default: str = "not recorded") -> str:
         """The first of these dotted configuration keys that is set, as text."""
         flat = self.flat()

@@ -7,7 +7,7 @@ import io
 import json
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,14 +117,22 @@ class Group:
 
 def group_runs(runs: Sequence[RunData]) -> list[Group]:
     """Runs of one configuration together, in the order in which they came; labels are unique."""
+    defaults = {key: value for run in runs for key, value in run.defaults().items()}
     found: dict[str, list[RunData]] = {}
     for run in runs:
-        kept = {key: value for key, value in run.flat().items() if key not in (*SEED_KEYS, *NAMING_KEYS)}
-        found.setdefault(json.dumps(kept, sort_keys=True, default=str), []).append(run)
+        found.setdefault(json.dumps(_choices(run, defaults), sort_keys=True, default=str), []).append(run)
     groups = list(found.values())
-    names = [run_name(members[0]) for members in groups]
-    labels = [_label(place, names, groups) for place in range(len(groups))]
+    choices = [_choices(members[0], defaults) for members in groups]
+    labels = [_label(place, groups, choices) for place in range(len(groups))]
     return [Group(label, tuple(members)) for label, members in zip(labels, groups, strict=True)]
+
+
+def _choices(run: RunData, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells configurations apart. A value that is the default is none of it: the version that another run was made with may
+    not have had that key."""
+    beside = (*SEED_KEYS, *NAMING_KEYS)
+    flat = run.flat().items()
+    return {key: value for key, value in flat if key not in beside and not (key in defaults and defaults[key] == value)}
 
 
 def run_name(run: RunData) -> str:
@@ -132,14 +140,15 @@ def run_name(run: RunData) -> str:
     return run.setting("name", default=run.path.resolve().name)
 
 
-def _label(place: int, names: list[str], groups: list[list[RunData]]) -> str:
+def _label(place: int, groups: list[list[RunData]], choices: list[dict[str, Any]]) -> str:
     """The name, with the settings in which it differs from other groups of the same name."""
-    twins = [groups[other][0].flat() for other in range(len(names)) if names[other] == names[place] and other != place]
+    names = [run_name(members[0]) for members in groups]
+    twins = [choices[other] for other in range(len(names)) if names[other] == names[place] and other != place]
     if not twins:
         return names[place]
-    mine = groups[place][0].flat()
-    keys = {key for twin in twins for key in {*mine, *twin} if mine.get(key) != twin.get(key)} - {*SEED_KEYS, *NAMING_KEYS}
-    shown = [f"{key}={mine.get(key, 'unset')}" for key in sorted(keys)]
+    own, flat = choices[place], groups[place][0].flat()
+    keys = {key for twin in twins for key in {*own, *twin} if own.get(key) != twin.get(key)}
+    shown = [f"{key}={flat.get(key, 'unset')}" for key in sorted(keys)]
     return f"{names[place]} ({', '.join(shown[:3])}{', ...' if len(shown) > 3 else ''})"
 
 

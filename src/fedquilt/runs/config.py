@@ -85,9 +85,13 @@ class RunConfig(BaseModel):
         """The resolved configuration as TOML (unset values left out)."""
         return tomli_w.dumps(json.loads(self.model_dump_json(exclude_none=True)))
 
+    def chosen(self) -> str:
+        """All that is not the default, as JSON: a key that a later version adds changes nothing."""
+        return self.model_dump_json(exclude_defaults=True)
+
     def digest(self) -> str:
-        """blake2b of all that is not the default: what a resume compares. A key that a later version adds changes nothing."""
-        return hashlib.blake2b(self.model_dump_json(exclude_defaults=True).encode(), digest_size=16).hexdigest()
+        """blake2b of what was chosen: what a resume compares."""
+        return hashlib.blake2b(self.chosen().encode(), digest_size=16).hexdigest()
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:

@@ -97,6 +97,7 @@ def resume(directory: Path | str, *, progress: Progress | None = None, engine: C
 def _start(config: RunConfig, folder: Path, say: Progress, engine: Callable[[Built], Engine]) -> Path:
     env = {
         "config": config.digest(),
+        "chosen": json.loads(config.chosen()),
         "threads": set_threads(config),
         "python": platform.python_version(),
         "machine": platform.machine(),
