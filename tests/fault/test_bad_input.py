@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -118,9 +119,11 @@ def test_more_clusters_than_slots(tmp_path: Path) -> None:
 def test_a_client_without_data_is_legal_and_told(config: Path) -> None:
     said = attempt(config, "partition.how=iid", "partition.clients=60")  # the three tasks have 48 rows
     assert said.code == 0
-    note = next(line for line in said.err.splitlines() if "note: clients without any data: " in line)
-    idle = {int(number) for number in note.rpartition(": ")[2].split(", ")}
+    parts = json.loads((config.parent / "run" / "partition.json").read_text())["parts"].values()
+    idle = {client for client in range(60) if not any(part[client] for part in parts)}
     assert 12 <= len(idle) < 45
+    first = ", ".join(map(str, sorted(idle)[:10]))
+    assert f"note: {len(idle)} of 60 clients have no data: {first} and {len(idle) - 10} more" in said.err
     assert journal(config.parent / "run")[0]["cohort"] == sorted(set(range(60)) - idle)
 
 

@@ -99,7 +99,7 @@ def test_a_column_that_was_not_loaded() -> None:
 def test_idle_clients_are_noted() -> None:
     result = partition({"t": np.zeros(3)}, PartitionConfig(how="iid", clients=5), seed=0)
     idle = [client for client, count in enumerate(result.counts()["t"]) if not count]
-    assert result.notes == (f"clients without any data: {idle[0]}, {idle[1]}",)
+    assert result.notes == (f"2 of 5 clients have no data: {idle[0]}, {idle[1]}",)
 
 
 def test_few_rows_are_not_always_the_first_clients() -> None:

@@ -81,6 +81,16 @@ def test_clients_elsewhere_change_no_bit(case: str, tmp_path: Path) -> None:
     assert differences(result(elsewhere(chosen, tmp_path)), result(here)) == []
 
 
+@pytest.mark.parametrize("method", ["fltac", "fedit"])
+def test_a_client_without_data_takes_no_part(method: str, tmp_path: Path) -> None:
+    few = {"how": "dirichlet-task", "clients": CLIENTS, "alpha": 0.02}
+    chosen = config(tmp_path, method, rounds=2, seed=1, partition=few)
+    here = run(chosen, directory=tmp_path / "here")
+    parts = json.loads((here / "partition.json").read_text())["parts"].values()
+    assert any(not any(part[client] for part in parts) for client in range(CLIENTS))
+    assert differences(result(elsewhere(chosen, tmp_path)), result(here)) == []
+
+
 def test_training_that_diverges_is_rejected_as_in_one_process(tmp_path: Path) -> None:
     """Weights and losses that are no numbers any more."""
     chosen = config(tmp_path, "fedit", rounds=1, method={"lr": 1e38, "steps": 4})
@@ -258,7 +268,7 @@ def test_who_holds_something_else_is_not_asked(tmp_path: Path) -> None:
         2: "it has another configuration",
         3: "2 nodes say that they are client 3",
         4: "2 nodes say that they are client 3",
-        5: "as client 9 it has another partition, or no data at all",
+        5: "as client 9 it has no data",
     }
     nobody = remote(built, Loopback({1: hosts[1].answer}), RUN)
     with pytest.raises(ConfigError, match="no client takes part") as caught:

@@ -13,11 +13,11 @@ import yaml
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from door import fedquilt
 
-from fedquilt.cli.federation import with_data
+from fedquilt.cli.federation import finish, with_data
 from fedquilt.deploy.flower import front
 from fedquilt.deploy.project import REGISTERED
 from fedquilt.deploy.settings import ClientSettings, ServerSettings, read
-from fedquilt.errors import ConfigError
+from fedquilt.errors import ConfigError, StateError
 from fedquilt.runs.config import load_config
 
 
@@ -185,3 +185,36 @@ def test_a_superlink_that_is_away_is_an_error_of_the_door() -> None:
             return await outside.post("/v1/fleet/pull-messages")
 
     assert asyncio.run(ask()).status_code == 502
+
+
+FLOWER = """\033[91mERROR \033[0m:     ServerApp raised an exception
+Traceback (most recent call last):
+  File "/fedquilt/runs/launch.py", line 122, in _go
+    raise ValueError
+{error}
+\033[91mERROR \033[0m:     Exit Code: 201
+
+An unhandled exception occurred in the ServerApp.
+"""
+OWN = """fedquilt.errors.ConfigError: no client takes part
+  where: the network
+  fix: see why above"""
+LOGS = {
+    "another's error": (
+        FLOWER.format(error="ValueError: max() arg is an empty sequence"),
+        "ValueError: max() arg is an empty sequence",
+    ),
+    "ours": (FLOWER.format(error=OWN), OWN),
+    "no error": ("".join(f"line {n}\n" for n in range(20)), "\n".join(f"line {n}" for n in range(10, 20))),
+    "nothing": ("", "the server said nothing"),
+}
+
+
+@pytest.mark.parametrize("case", LOGS)
+def test_a_run_that_did_not_end_says_why(case: str, tmp_path: Path) -> None:
+    said, why = LOGS[case]
+    (tmp_path / "log").write_text(said)
+    with pytest.raises(StateError, match="did not end") as caught:
+        finish(tmp_path, False, tmp_path / "log", "the same command")
+    assert caught.value.why == why
+    assert str(tmp_path / "log") in str(caught.value.fix)

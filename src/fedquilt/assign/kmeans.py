@@ -275,7 +275,7 @@ def of_some_clients(clients: Sequence[int], stream: Generator) -> Tensor:
 
 def most_slots(clients: Sequence[int]) -> int:
     """Slots of the client that has the most: under cannot-link there are at least so many clusters."""
-    return max(Counter(clients).values())
+    return max(Counter(clients).values(), default=0)
 
 
 def overlapping(labels: Tensor, before: Tensor, k: int) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from subprocess import Popen
 from typing import TYPE_CHECKING, Annotated
@@ -22,6 +24,8 @@ Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="As fedquilt depl
 Server = Annotated[Path, typer.Option("--server", metavar="FOLDER", help="The server's. Default: this one.")]
 LOOK = 0.5  # seconds between two looks at how far a run is
 OURS = re.compile(r"\d+ of \d+ clients take part|node \d+ takes no part|warning: ")  # of what Flower and the server's app say
+ERROR = re.compile(r"(error: |([A-Za-z_]\w*\.)*[A-Z]\w*(Error|Exception|Exit)\b)")  # ours, or the end of a traceback
+LINES = 10
 
 
 def server(folder: Folder = Path()) -> None:
@@ -104,7 +108,7 @@ def submit(
         submitted.kill()
         show.say(f"the run goes on without being watched: {run}")
         raise typer.Exit(130) from None
-    finish(run, as_json, log.read_text(encoding="utf-8", errors="replace")[-2000:])
+    finish(run, as_json, log, f"fedquilt submit --resume {run}")
 
 
 def status(folder: Server = Path(), as_json: show.AsJson = False) -> None:
@@ -167,8 +171,8 @@ def _lines(path: Path) -> list[str]:
     return text[: text.rfind("\n") + 1].splitlines()
 
 
-def finish(run: Path, as_json: bool, said: str = "") -> None:
-    """Print what a run came to.
+def finish(run: Path, as_json: bool, log: Path, again: str) -> None:
+    """Print what a run came to; ``log``: what its server said; ``again``: the command that continues it.
 
     Raises:
         StateError: it did not end.
@@ -176,6 +180,13 @@ def finish(run: Path, as_json: bool, said: str = "") -> None:
     from fedquilt.errors import StateError
 
     if not (run / "summary.json").exists():
-        fix = f"mend it, and continue: fedquilt submit --resume {run}"
-        raise StateError("the run did not end", where=str(run), why=said or "it said why above", fix=fix)
+        fix = f"mend it (all that the server said: {log}), and continue: {again}"
+        raise StateError("the run did not end", where=str(run), why=reason(_lines(log)), fix=fix)
     print_result(run, as_json)
+
+
+def reason(said: Sequence[str]) -> str:
+    """The last error of a log, until Flower speaks again in its colours; without one its last lines."""
+    begins = [number for number, line in enumerate(said) if ERROR.match(line)]
+    own = takewhile(lambda line: line and not line.startswith("\033"), said[begins[-1] :]) if begins else said
+    return "\n".join(list(own)[-LINES:]).strip() or "the server said nothing"

@@ -23,6 +23,8 @@ from fedquilt.data.spec import PartitionConfig
 from fedquilt.errors import ConfigError, DataError, did_you_mean
 from fedquilt.rng import numpy_generator
 
+SHOWN = 10  # clients that a note names
+
 Index = NDArray[np.int64]
 Parts = tuple[Index, ...]
 Labels = NDArray[Any]
@@ -150,10 +152,23 @@ def _notes(parts: Mapping[str, Parts], config: PartitionConfig) -> tuple[str, ..
     totals = np.sum([[len(part) for part in clients] for clients in parts.values()], axis=0)
     notes = []
     if idle := np.flatnonzero(totals == 0).tolist():
-        notes.append(f"clients without any data: {', '.join(map(str, idle))}")
+        notes.append(without_data(idle, len(totals)))
     if config.how in ("column", "file") and len(totals) != config.clients:
         notes.append(f"{len(totals)} clients come from the {config.how}; partition.clients = {config.clients} is not used")
     return tuple(notes)
+
+
+def without_data(idle: Sequence[int], clients: int) -> str:
+    """The clients that no row was drawn for; of many the first.
+
+    >>> without_data([3], 10)
+    '1 of 10 clients has no data: 3'
+    >>> without_data(range(100), 120)
+    '100 of 120 clients have no data: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 90 more'
+    """
+    more = f" and {len(idle) - SHOWN} more" if len(idle) > SHOWN else ""
+    verb = "has" if len(idle) == 1 else "have"
+    return f"{len(idle)} of {clients} clients {verb} no data: {', '.join(map(str, idle[:SHOWN]))}{more}"
 
 
 def _cut(order: Index, shares: NDArray[np.float64]) -> Parts:

@@ -235,7 +235,7 @@ class Remote:
             return None
         differ = any(_at(present.slots, n) != roster.get(present.client, 0) for n, roster in enumerate(rosters or (), 1))
         if differ or not any(n for _, n in present.slots):
-            self.refused[node] = f"as client {present.client} it has another partition, or no data at all"
+            self.refused[node] = f"as client {present.client} it has {'another partition' if differ else 'no data'}"
             return None
         return present
 

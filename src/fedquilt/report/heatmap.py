@@ -30,7 +30,7 @@ def panel(run: RunData) -> Panel:
     table = Table(("client", *tasks, "together"), (*rows, _foot(run, totals)))
     idle = sum(total == 0 for total in totals)
     text = f"Partition '{run.how}': the training examples of each client. The colour is logarithmic; white is none." + (
-        f" Clients without any example: {idle}." if idle else ""
+        f" {idle} of {clients} clients {'has' if idle == 1 else 'have'} no data." if idle else ""
     )
     counts = [list(run.counts[task]) for task in tasks]
     inches = (min(14.0, max(6.0, 2.2 + 0.62 * min(clients, 18))), 1.5 + 0.45 * len(tasks))

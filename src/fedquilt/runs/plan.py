@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedquilt.data.partition import refuse_own
+from fedquilt.data.partition import refuse_own, without_data
 from fedquilt.delivery import Delivery
 from fedquilt.meter import Meter, fingerprint_size
 from fedquilt.method import ClientPlan
@@ -56,7 +56,8 @@ def plan(config: RunConfig) -> Plan:
         for c in range(built.partition.clients)
     )
     notes = [f"{name}: {note}" for name, task in built.tasks.items() for note in task.notes]
-    notes += [f"client {row['client']} has no data and takes no part" for row in rows if not row["slots"]]
+    idle = [c for c in range(built.partition.clients) if not roster.get(c, 0)]
+    notes += [without_data(idle, built.partition.clients)] if idle else []
     if client.fingerprint and not client.summed:
         more = fingerprint_size(built.fingerprint)
         notes.append(f"every slot sends a fingerprint of its data once: {more:,} bytes more in its first upload")
