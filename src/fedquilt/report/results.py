@@ -37,7 +37,7 @@ _SAID = (
 def _said(run: RunData, last: Evaluation) -> Table:
     metrics = [(score, run.primary(score.task)) for score in last.slots]
     rows = [(score.task, _row(score.row), name, score.metrics.get(name), score.samples) for score, name in metrics]
-    return Table(("slot", "row", "metric", "score", "examples"), tuple(rows))
+    return Table(("slot", "row", "metric", "score", "training examples"), tuple(rows))
 
 
 def _cells(run: RunData, last: Evaluation, task: str, score: TaskScore, names: list[str]) -> list[Cell]:
