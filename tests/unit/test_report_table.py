@@ -13,9 +13,7 @@ from fake_run import ADAPTER, HEAD, TASKS, Fake, write_run
 
 from fedquilt.report.read import RunData, load_run
 from fedquilt.report.table import Spread, Table, group_runs, score_columns, show, spread, summary_rows
-from fedquilt.runs import launch
 from fedquilt.runs.config import RunConfig
-from fedquilt.runs.progress import Silent
 
 
 def runs(folder: Path, *fakes: Fake) -> list[RunData]:
@@ -67,17 +65,14 @@ def test_groups_of_one_name_are_told_apart_by_what_differs(tmp_path: Path) -> No
 def configured(folder: Path, config: RunConfig, without: str = "") -> RunData:
     """A run of this configuration; ``without``: by a version that did not have this line yet, nor wrote down what was chosen."""
     write_run(folder)
-    launch._start(config, folder, Silent(), launch.own_engine)
-    if without:
-        text = (folder / "config.toml").read_text()
-        assert without in text
-        (folder / "config.toml").write_text(text.replace(without, ""))
-        (folder / "env.json").write_text("{}")
+    text = config.to_toml()
+    assert without in text
+    (folder / "config.toml").write_text(text.replace(without, ""))
+    (folder / "env.json").write_text(json.dumps({} if without else {"chosen": json.loads(config.chosen())}))
     return load_run(folder)
 
 
-def test_a_default_that_one_version_did_not_have_tells_nothing_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(launch, "_go", lambda config, folder, *_: folder)
+def test_a_default_that_one_version_did_not_have_tells_nothing_apart(tmp_path: Path) -> None:
     base = {"rounds": 2, "method": {"name": "fedit"}, "tasks": [{"name": "sst2", "preset": "glue/sst2"}]}
     plain, slow, half = (RunConfig.model_validate(base | more) for more in ({}, {"workers": 2}, {"quorum": 0.5}))
     before = configured(tmp_path / "before", plain, without="quorum = 0.0\n")
