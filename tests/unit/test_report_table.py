@@ -62,6 +62,49 @@ def test_groups_of_one_name_are_told_apart_by_what_differs(tmp_path: Path) -> No
     assert [group.label for group in groups] == ["glue-fltac (method.lr=0.1)", "glue-fltac (method.lr=0.2)", "other"]
 
 
+def test_a_second_run_of_a_seed_is_no_second_seed(tmp_path: Path) -> None:
+    zero, copy, one = runs(tmp_path, Fake(), Fake(), Fake(seed=1))
+    both, alone = group_runs([zero, copy, one])
+    assert (both.label, both.runs, both.seeds) == ("glue-fltac", (zero, one), "0, 1")
+    assert (alone.label, alone.runs) == ("glue-fltac (1)", (copy,))
+    table = summary_rows([zero, copy]).records()
+    assert [row["run"] for row in table] == ["glue-fltac (0)", "glue-fltac (1)"]
+    assert [row["mean"] for row in table] == [zero.evals[-1].mean] * 2, "no standard deviation of copies"
+
+
+def test_labels_are_unique_where_folders_of_repeats_have_one_name(tmp_path: Path) -> None:
+    copies = [load_run(write_run(tmp_path / folder / "run")) for folder in "abc"]
+    labels = [group.label for group in group_runs(copies)]
+    assert len(set(labels)) == 3
+    assert all(str(copy.path) in label for copy, label in zip(copies, labels, strict=True))
+
+
+def test_an_unfinished_run_is_not_averaged_with_finished_ones(tmp_path: Path) -> None:
+    killed, other = Fake(finished=False, rounds=2), Fake(finished=False, seed=1)
+    done, one, two = runs(tmp_path, Fake(), killed, other)
+    text = (one.path / "config.toml").read_text()
+    (one.path / "config.toml").write_text(text.replace("rounds = 2", "rounds = 4"))
+    one = load_run(one.path)
+    first, second = summary_rows([one, done, two]).records()
+    assert (first["run"], first["seeds"], first["rounds"]) == ("glue-fltac (unfinished)", "0, 1", "2–4 (unfinished)")
+    assert (second["run"], second["seeds"], second["rounds"]) == ("glue-fltac", "0", 4)
+    assert [group.runs for group in group_runs([done, two])] == [(done,), (two,)], "of another seed neither"
+    again = load_run(write_run(tmp_path / "again", Fake(finished=False)))
+    labels = [group.label for group in group_runs([done, again, one])]
+    assert labels == ["glue-fltac", "glue-fltac (unfinished, again)", "glue-fltac (unfinished, 1)"]
+
+
+def test_the_partition_has_a_seed_too(tmp_path: Path) -> None:
+    made = [load_run(write_run(tmp_path / name)) for name in ("own", "same", "other")]
+    for run, seed in zip(made[1:], (0, 7), strict=True):
+        text = (run.path / "config.toml").read_text()
+        (run.path / "config.toml").write_text(text.replace("[partition]", f"[partition]\nseed = {seed}"))
+    own, same, other = (load_run(run.path) for run in made)
+    groups = group_runs([own, same, other])
+    assert [group.runs for group in groups] == [(own, other), (same,)], "a partition without a seed has the run's"
+    assert groups[0].seeds == "0 (partition 0), 0 (partition 7)"
+
+
 def configured(folder: Path, config: RunConfig, without: str = "") -> RunData:
     """A run of this configuration; ``without``: by a version that did not have this line yet, nor wrote down what was chosen."""
     write_run(folder)
@@ -76,7 +119,7 @@ def test_a_default_that_one_version_did_not_have_tells_nothing_apart(tmp_path: P
     base = {"rounds": 2, "method": {"name": "fedit"}, "tasks": [{"name": "sst2", "preset": "glue/sst2"}]}
     plain, slow, half = (RunConfig.model_validate(base | more) for more in ({}, {"workers": 2}, {"quorum": 0.5}))
     before = configured(tmp_path / "before", plain, without="quorum = 0.0\n")
-    now = configured(tmp_path / "now", plain)
+    now = configured(tmp_path / "now", plain.model_copy(update={"seed": 1}))
     other, third = configured(tmp_path / "other", slow), configured(tmp_path / "third", half)
     groups = group_runs([before, now, other, third])
     assert [group.runs for group in groups] == [(before, now), (other,), (third,)]

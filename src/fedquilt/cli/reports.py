@@ -51,7 +51,7 @@ def compare(
     out: Annotated[Path | None, typer.Option("--out", help="A folder to write compare.html and figures into.")] = None,
     as_json: show.AsJson = False,
 ) -> None:
-    """Compare runs; those that differ in nothing but the seed become one line, mean ± sd."""
+    """Compare runs; those that differ in nothing but the seed become one line, mean ± sd; unfinished runs stand apart."""
     from fedquilt.report.compare import better, load_runs
     from fedquilt.report.compare import compare as write
     from fedquilt.report.table import summary_rows

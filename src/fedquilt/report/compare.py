@@ -70,6 +70,7 @@ def compare_panels(runs: Sequence[RunData]) -> tuple[Panel, ...]:
         "summary",
         "Runs",
         "One line per configuration. Runs that differ in nothing but the seed are one line: mean ± sample standard deviation. "
+        "A second run of one seed is a line of its own, and so are unfinished runs. "
         f"mean is over slots; a task's column is the mean of its primary metric over its slots ({better(runs)}).",
         summary.pick(score_columns(summary)),
     )

@@ -104,27 +104,57 @@ def show(cell: Cell) -> str:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs whose configurations differ in nothing but the seed."""
+    """Runs whose configurations differ in nothing but the seed: no seed twice, and all of them finished or none."""
 
     label: str
     runs: tuple[RunData, ...]
 
     @property
     def seeds(self) -> str:
-        """Their seeds, for a table cell."""
-        return ", ".join(run.setting("seed", default="?") for run in self.runs)
+        """Their seeds, for a table cell; with the partition's where the run's own do not tell them apart."""
+        pairs = [_seeds(run) for run in self.runs]
+        alone = len({own for own, _ in pairs}) == len(pairs)
+        return ", ".join(own if alone else f"{own} (partition {parts})" for own, parts in pairs)
+
+
+@dataclass(frozen=True)
+class _Kin:
+    """A group before it has a label."""
+
+    runs: tuple[RunData, ...]
+    choices: dict[str, Any]
+
+    @property
+    def finished(self) -> bool:
+        return self.runs[0].finished
 
 
 def group_runs(runs: Sequence[RunData]) -> list[Group]:
-    """Runs of one configuration together, in the order in which they came; labels are unique."""
+    """Runs of one configuration together, in the order in which they came; labels are unique.
+
+    Only other seeds are evidence: of several runs with one seed the first is in the group, each other one stands alone. An
+    unfinished run is never with a finished one, whose score is of a later round.
+    """
     defaults = {key: value for run in runs for key, value in run.defaults().items()}
     found: dict[str, list[RunData]] = {}
-    for run in runs:
-        found.setdefault(json.dumps(_choices(run, defaults), sort_keys=True, default=str), []).append(run)
-    groups = list(found.values())
-    choices = [_choices(members[0], defaults) for members in groups]
-    labels = [_label(place, groups, choices) for place in range(len(groups))]
-    return [Group(label, tuple(members)) for label, members in zip(labels, groups, strict=True)]
+    for place, run in enumerate(runs):
+        same = json.dumps([_choices(run, defaults), run.finished], sort_keys=True, default=str)
+        others = found.setdefault(same, [])
+        if _seeds(run) in map(_seeds, others):
+            others = found.setdefault(f"{same} {place}", [])
+        others.append(run)
+    groups = [_Kin(tuple(members), _choices(members[0], defaults)) for members in found.values()]
+    labels = [_label(place, groups) for place in range(len(groups))]
+    unique = [
+        label if labels.count(label) == 1 else f"{label} [{group.runs[0].path}]"
+        for label, group in zip(labels, groups, strict=True)
+    ]
+    return [Group(label, group.runs) for label, group in zip(unique, groups, strict=True)]
+
+
+def _seeds(run: RunData) -> tuple[str, str]:
+    """The run's seed and its partition's, which is the same where it has none of its own."""
+    return run.setting("seed", default="?"), run.setting(*reversed(SEED_KEYS), default="?")
 
 
 def _choices(run: RunData, defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,16 +170,20 @@ def run_name(run: RunData) -> str:
     return run.setting("name", default=run.path.resolve().name)
 
 
-def _label(place: int, groups: list[list[RunData]], choices: list[dict[str, Any]]) -> str:
-    """The name, with the settings in which it differs from other groups of the same name."""
-    names = [run_name(members[0]) for members in groups]
-    twins = [choices[other] for other in range(len(names)) if names[other] == names[place] and other != place]
-    if not twins:
-        return names[place]
-    own, flat = choices[place], groups[place][0].flat()
-    keys = {key for twin in twins for key in {*own, *twin} if own.get(key) != twin.get(key)}
+def _label(place: int, groups: Sequence[_Kin]) -> str:
+    """The name, with what tells it from other groups of the same name: settings, being unfinished, the folder of a repeat."""
+    own, name = groups[place], run_name(groups[place].runs[0])
+    twins = [group for other, group in enumerate(groups) if other != place and run_name(group.runs[0]) == name]
+    flat = own.runs[0].flat()
+    keys = {key for twin in twins for key in {*own.choices, *twin.choices} if own.choices.get(key) != twin.choices.get(key)}
     shown = [f"{key}={flat.get(key, 'unset')}" for key in sorted(keys)]
-    return f"{names[place]} ({', '.join(shown[:3])}{', ...' if len(shown) > 3 else ''})"
+    told = [*shown[:3], *(["..."] if len(shown) > 3 else [])]
+    same = [twin for twin in twins if twin.choices == own.choices]
+    if not own.finished and any(twin.finished for twin in same):
+        told.append("unfinished")
+    if len(own.runs) == 1 and any(twin.finished == own.finished for twin in same):
+        told.append(own.runs[0].path.resolve().name)
+    return f"{name} ({', '.join(told)})" if told else name
 
 
 def spread(values: Iterable[float | None]) -> Cell:
@@ -183,9 +217,8 @@ def _method(group: Group) -> str:
 
 def _rounds(group: Group) -> Cell:
     done = sorted({run.rounds[-1].round if run.rounds else 0 for run in group.runs})
-    if all(run.finished for run in group.runs):
-        return done[0] if len(done) == 1 else f"{done[0]}–{done[-1]}"
-    return f"{done[0]} (unfinished)"
+    span: int | str = done[0] if len(done) == 1 else f"{done[0]}–{done[-1]}"
+    return span if group.runs[0].finished else f"{span} (unfinished)"
 
 
 def _scores(group: Group, tasks: list[str]) -> list[Cell]:
