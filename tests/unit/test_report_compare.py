@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from plotly.graph_objects import Figure as PlotlyFigure
 
 from fedquilt.errors import ConfigError, StateError
-from fedquilt.report import palette, radar
+from fedquilt.report import clustering, palette, radar
 from fedquilt.report.compare import BEFORE, compare, compare_panels, load_runs
 from fedquilt.report.panel import Panel
 
@@ -121,6 +121,21 @@ def test_a_run_given_twice_counts_once(paths: list[Path]) -> None:
     assert len(load_runs([paths[0], paths[0].parent / "." / paths[0].name])) == 1
 
 
+def test_an_accuracy_that_never_moves_is_drawn_as_in_a_runs_own_report(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", Fake())
+    rows = [json.loads(line) for line in (run / "evals.jsonl").read_text().splitlines()]
+    rows = [row | {"clustering": row["clustering"] and row["clustering"] | {"accuracy": 1.0, "ari": -0.1}} for row in rows]
+    (run / "evals.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (data,) = load_runs([run])
+    together = next(panel for panel in compare_panels([data]) if panel.slug == "clustering")
+    for panel, low in ((together, 0.0), (clustering.panel(data), -0.1)):
+        assert panel.picture is not None
+        assert panel.picture.plot["layout"]["yaxis"]["range"] == [low, 1.05]
+        figure = Figure()
+        panel.picture.draw(figure)
+        assert figure.axes[0].get_ylim() == (low, 1.05)
+
+
 def test_one_run_alone_can_be_compared(paths: list[Path], tmp_path: Path) -> None:
     assert compare(paths[:1], tmp_path).exists()
 
@@ -196,7 +211,15 @@ def test_long_names_do_not_run_into_the_circle() -> None:
         assert math.hypot(*near) >= edge - x, label.get_text()
 
 
-def test_two_tasks_make_no_circle() -> None:
-    assert "needs 3 tasks" in radar.panel(["a", "b"], {"one": [1.0, 2.0]}, "", {False}).text
+def test_two_tasks_make_no_circle(tmp_path: Path) -> None:
+    found = {}
+    for count in (2, 3):
+        run = write_run(tmp_path / str(count), Fake(tasks=("a", "b", "c")[:count]))
+        found[count] = [panel.slug for panel in compare_panels(load_runs([run]))]
+    assert "radar" not in found[2]
+    assert found[3] == [*found[2][:-1], "radar", found[2][-1]]
+
+
+def test_a_circle_says_why_it_is_empty() -> None:
     assert radar.panel(["a", "b", "c"], {"one": [None] * 3}, "", {False}).picture is None
     assert "no one way" in radar.panel(["a", "b", "c"], {"one": [1.0] * 3}, "", {False, True}).text

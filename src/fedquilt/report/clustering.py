@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fedquilt.report import palette
-from fedquilt.report.lines import MOST_MARKERS, Series, line_figure
+from fedquilt.report.lines import MOST_MARKERS, Series, line_figure, unit_range
 from fedquilt.report.panel import Panel, Picture, count_axis, layout, legend_right, quiet
 from fedquilt.report.read import RunData
 from fedquilt.report.table import Table, show
@@ -53,7 +53,7 @@ def _picture(series: list[Series], x: tuple[float, ...], used: tuple[int, ...]) 
     }
     shared: dict[str, Any] = layout(x="round", y="agreement with tasks", height=500)
     ticks = upper.plot["layout"]["xaxis"] | {"anchor": "y2"}
-    shared["yaxis"] |= {"domain": [0.34, 1.0], "range": [min(0.0, *(v for s in series for v in s.y if v is not None)), 1.05]}
+    shared["yaxis"] |= {"domain": [0.34, 1.0], "range": list(unit_range(series))}
     shared["yaxis2"] = shared["yaxis"] | {"domain": [0.0, 0.22], "title": {"text": "rows in use"}} | count_axis(max(used))
     plot = {"data": [*upper.plot["data"], bars], "layout": shared | {"xaxis": ticks}}
     return Picture(lambda figure: _draw(figure, series, x, used), plot, inches=(8.0, 5.2))
@@ -76,6 +76,7 @@ def _draw(figure: Figure, series: list[Series], x: tuple[float, ...], used: tupl
             linewidth=1.8,
         )
     legend_right(top)
+    top.set_ylim(*unit_range(series))
     bottom.bar(x, used, width=0.5, color=palette.MUTED)
     bottom.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
     bottom.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fedquilt.directions import LOWER_IS_BETTER, direction
 from fedquilt.errors import ConfigError, StateError
 from fedquilt.report import palette, radar
-from fedquilt.report.lines import Series, line_figure
+from fedquilt.report.lines import Series, line_figure, unit_range
 from fedquilt.report.page import Fact, Page, write
 from fedquilt.report.panel import Panel, Picture, axes, layout, legend_right
 from fedquilt.report.paper import save_panels
@@ -63,7 +63,7 @@ def load_runs(runs: Sequence[Path]) -> list[RunData]:
 
 
 def compare_panels(runs: Sequence[RunData]) -> tuple[Panel, ...]:
-    """Results, cost, score over rounds, score against bytes, score per task twice, clustering over rounds."""
+    """Results, cost, score over rounds, against bytes and per task (twice where a circle can be), clustering over rounds."""
     groups = group_runs(runs)
     summary = summary_rows(runs)
     results = Panel(
@@ -87,11 +87,14 @@ def compare_panels(runs: Sequence[RunData]) -> tuple[Panel, ...]:
         "clustering",
         "Clustering over rounds",
         "accuracy of rows against tasks",
+        unit=True,
     )
     tasks, found = _task_scores(groups)
     middles = {label: [_mean_or_none(cell) for cell in cells] for label, cells in found.items()}
     ways = {run.primary(task) in LOWER_IS_BETTER for run in runs for task in run.tasks}
-    beside = [_per_task(tasks, found, runs), radar.panel(tasks, middles, _label(runs), ways)]
+    beside = [_per_task(tasks, found, runs)]
+    if len(tasks) >= radar.FEWEST:
+        beside.append(radar.panel(tasks, middles, _label(runs), ways))
     if BEFORE in found:
         beside = [replace(panel, text=f"{panel.text} {BEFORE}: the mean of all runs at the start.") for panel in beside]
     return (results, costs, scores, _against_bytes(groups, runs), *beside, clusters)
@@ -139,7 +142,7 @@ def _series(place: int, group: Group, x: Sequence[float], cells: Sequence[Cell],
     return Series(group.label, tuple(x), tuple(_mean(cell) for cell in cells), tuple(hover), low, high, place=place)
 
 
-def _curves(groups: Sequence[Group], measure: Measure, slug: str, title: str, y: str) -> Panel:
+def _curves(groups: Sequence[Group], measure: Measure, slug: str, title: str, y: str, *, unit: bool = False) -> Panel:
     series, rows = [], []
     for place, group in enumerate(groups):
         curve = _curve(group, measure)
@@ -150,9 +153,8 @@ def _curves(groups: Sequence[Group], measure: Measure, slug: str, title: str, y:
     if not series:
         return Panel(slug, title, "None of the runs has it.")
     table = Table(("run", "round", y), tuple(rows))
-    return Panel(
-        slug, title, "A band is one standard deviation over seeds.", table, line_figure(series, x="round", y=y, scale="rounds")
-    )
+    picture = line_figure(series, x="round", y=y, scale="rounds", span=unit_range(series) if unit else None)
+    return Panel(slug, title, "A band is one standard deviation over seeds.", table, picture)
 
 
 def _against_bytes(groups: Sequence[Group], runs: Sequence[RunData]) -> Panel:

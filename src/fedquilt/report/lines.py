@@ -41,14 +41,22 @@ class Series:
 Scale = Literal["linear", "rounds", "log"]  # of the x axis
 
 
-def line_figure(series: Sequence[Series], *, x: str, y: str, scale: Scale = "linear") -> Picture:
-    """All series in one figure. A logarithmic axis has no place for zeros."""
+def unit_range(series: Sequence[Series]) -> tuple[float, float]:
+    """A y axis for measures of which 1 is the best and 0 that of chance: what falls below chance is shown too."""
+    return min(0.0, *(value for one in series for value in one.y if value is not None)), 1.05
+
+
+def line_figure(
+    series: Sequence[Series], *, x: str, y: str, scale: Scale = "linear", span: tuple[float, float] | None = None
+) -> Picture:
+    """All series in one figure. A logarithmic axis has no place for zeros; ``span``: of the y axis, if it is fixed."""
     data = [trace for place, one in enumerate(series) for trace in _traces(one, _place(one, place))]
     ticks: dict[str, Any] = {"type": "log", "dtick": 1} if scale == "log" else {}
     if scale == "rounds":
         ticks = round_axis(max((value for one in series for value in one.x), default=1))
-    plot = {"data": data, "layout": layout(x=x, y=y, xaxis=ticks, hovermode="closest")}
-    return Picture(lambda figure: _draw(figure, series, x, y, scale), plot)
+    yaxis: dict[str, Any] = {"range": list(span)} if span else {}
+    plot = {"data": data, "layout": layout(x=x, y=y, xaxis=ticks, yaxis=yaxis, hovermode="closest")}
+    return Picture(lambda figure: _draw(figure, series, x, y, scale, span), plot)
 
 
 def _place(one: Series, position: int) -> int:
@@ -86,7 +94,7 @@ def _traces(one: Series, place: int) -> list[dict[str, Any]]:
     return [band, trace | {"legendgroup": one.name}]
 
 
-def _draw(figure: Figure, series: Sequence[Series], x: str, y: str, scale: Scale) -> None:
+def _draw(figure: Figure, series: Sequence[Series], x: str, y: str, scale: Scale, span: tuple[float, float] | None) -> None:
     from matplotlib.ticker import MaxNLocator
 
     ax = axes(figure, x=x, y=y)
@@ -102,6 +110,8 @@ def _draw(figure: Figure, series: Sequence[Series], x: str, y: str, scale: Scale
             "linewidth": 3.0 if one.strong else 1.8,
         }
         ax.plot(one.x, values, color=colour, label=one.name, markersize=5.5, **style)
+    if span:
+        ax.set_ylim(*span)
     if scale == "log":
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter("{x:g}")

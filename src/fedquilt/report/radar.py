@@ -19,11 +19,13 @@ Scores = Mapping[str, Sequence[float | None]]  # run -> one score per task
 
 
 def panel(tasks: Sequence[str], scores: Scores, label: str, ways: Set[bool]) -> Panel:
-    """Better is always further out. ``label``: what the scores are; ``ways``: for which of them less is better (True) or more."""
+    """Better is always further out. For at least ``FEWEST`` tasks.
+
+    ``label``: what the scores are; ``ways``: for which of them less is better (True) or more.
+    """
     known = [value for values in scores.values() for value in values if value is not None]
-    if len(tasks) < FEWEST or not known:
-        why = f"A circle needs {FEWEST} tasks." if known else "Nothing has been evaluated yet."
-        return Panel(SLUG, TITLE, why)
+    if not known:
+        return Panel(SLUG, TITLE, "Nothing has been evaluated yet.")
     if len(ways) > 1:
         return Panel(SLUG, TITLE, f"There is no one way out: {label}.")
     inner, outer = _span(known, lower=True in ways)
