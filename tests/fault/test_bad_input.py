@@ -36,8 +36,9 @@ def attempt(config: Path, *overrides: str) -> Said:
         ("model.max_len=3", ("unknown key 'max_len'", "where: model.max_len", "did you mean 'max_length'?")),
         ("tasks.0.lable=x", ("unknown key 'lable'", "where: tasks.0.lable", "did you mean 'label'?")),
         ("method.name=fl-tac", ("unknown method 'fl-tac'", "where: method.name", "did you mean 'fltac'?")),
-        ("engine=vectorized", ("unknown engine 'vectorized'", "where: engine", "did you mean 'vectorised'?")),
+        ("engine=vectorized", ("unknown engine 'vectorized'", "where: engine\n", "did you mean 'vectorised'?")),
         ("rounds=0", ("0 is not allowed for 'rounds'", "where: rounds", "fix: Input should be greater than or equal to 1")),
+        ("method.tasks=0", ("unknown key 'tasks'", "where: method.tasks")),
         ("method.lr=-1.0", ("lr must be positive", "where: method.lr")),
         ("method.epochs=1", ("exactly one of steps and epochs", "where: method.steps")),
     ],
@@ -105,6 +106,11 @@ def test_an_empty_split(config: Path, split: str, content: str) -> None:
     message = attempt(config).complaint(3)
     assert "the file is empty" in message or "no row has a text" in message
     assert f"mood-{split}.csv" in message
+
+
+def test_no_clusters(tmp_path: Path) -> None:
+    message = attempt(write_config(tmp_path, "fltac", rounds=1), "method.tasks=0").complaint(2)
+    assert "0 is not allowed for 'tasks'\n  where: method.tasks\n" in message
 
 
 def test_more_clusters_than_slots(tmp_path: Path) -> None:

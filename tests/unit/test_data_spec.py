@@ -49,12 +49,14 @@ def test_the_nine_glue_tasks() -> None:
         ({"source": "sst2"}, "hub:REPO"),
         ({"source": "hub:"}, "not understood"),
         ({"source": "file:a.parqet"}, "did you mean '.parquet'"),
-        ({"source": "asset:x", "text": ["a", "b", "c"]}, "one or two columns"),
-        ({"source": "asset:x", "labels": ["a", "a"]}, "twice"),
-        ({"source": "asset:x", "labels": ["a"]}, "at least two"),
+        ({"source": "file:"}, r"'file:' is not understood[\s\S]*write hub:REPO"),
+        ({"source": "file:rows"}, r"no ending that says its format[\s\S]*allowed: .arrow"),
+        ({"source": "asset:x", "text": ["a", "b", "c"]}, r"one or two columns[\s\S]*join them into one column"),
+        ({"source": "asset:x", "labels": ["a", "a"]}, r"twice[\s\S]*write every label once"),
+        ({"source": "asset:x", "labels": ["a"]}, r"at least two[\s\S]*leave labels out"),
         ({"source": "asset:x", "metrics": ["pearson"]}, "not for classification"),
         ({"source": "asset:x", "kind": "regression", "metrics": ["f1"]}, "not for regression"),
-        ({"source": "asset:x", "eval_split": "train"}, "the training and the evaluation split"),
+        ({"source": "asset:x", "eval_split": "train"}, r"the training and the evaluation split[\s\S]*leave eval_split out"),
     ],
 )
 def test_wrong_tasks_are_refused_with_a_reason(given: dict[str, object], message: str) -> None:
@@ -79,7 +81,9 @@ def test_primary_metric_when_none_is_given() -> None:
 
 @pytest.mark.parametrize("how", ["column", "file"])
 def test_partitions_that_need_a_field_say_so(how: str) -> None:
-    with pytest.raises(ConfigError, match=f"needs partition.{how}"):
+    with pytest.raises(
+        ConfigError, match=rf"needs partition.{how}\n  where: partition.{how}\n  fix: for example partition.{how} = "
+    ):
         PartitionConfig(how=how)  # type: ignore[arg-type]
 
 

@@ -125,7 +125,7 @@ def test_our_methods_are_registered() -> None:
     assert registry.load("fedquilt.methods", "fltac") is fltac
     error = refused("method.name", lambda: registry.load("fedquilt.methods", "fltaz"))
     assert "did you mean 'fltac'?" in error.fix
-    assert "unknown adapter 'lroa'" in refused("adapter.name", lambda: registry.load("fedquilt.adapters", "lroa")).what
+    assert "unknown adapter 'lroa'" in refused("adapter.family", lambda: registry.load("fedquilt.adapters", "lroa")).what
 
 
 def test_a_third_partys_builder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,6 +197,7 @@ def path(tmp_path: Path) -> Path:
         ("tasks.1.max_train=100", lambda c: [t.max_train for t in c.tasks] == [None, 100]),
         ("tasks.0.text=['a', 'b']", lambda c: c.tasks[0].text == ("a", "b")),
         ("tasks.1={name = 'three', source = 'file:x.csv'}", lambda c: [t.name for t in c.tasks] == ["one", "three"]),
+        ("tasks.0.metrics=f1", lambda c: c.tasks[0].metrics == ("f1",)),
         ("evaluation.start=false", lambda c: c.evaluation.start is False),
         ("name=a=b.c", None),
     ],
@@ -239,9 +240,42 @@ def test_what_is_missing_is_named_with_its_place() -> None:
 
 def test_files_that_are_no_configuration(tmp_path: Path, path: Path) -> None:
     assert "cannot read" in refused(str(tmp_path / "no.toml"), lambda: load_config(tmp_path / "no.toml")).what
-    for content in (b"rounds = ", b"\xff\xfe"):
-        path.write_bytes(content)
-        assert "not valid TOML" in refused(str(path), lambda: load_config(path)).what
+    path.write_bytes(b"rounds = ")
+    assert "not valid TOML" in refused(str(path), lambda: load_config(path)).what
+    path.write_text(TEXT, encoding="utf-16")
+    error = refused(str(path), lambda: load_config(path))
+    assert (error.what, error.fix) == ("the config file is not UTF-8", "save the file as UTF-8")
+    path.write_text(TEXT, encoding="utf-8-sig")  # as some editors save it
+    assert load_config(path).rounds == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "where", "what", "fix"),
+    [
+        ("method={}", "method", "'method' is required", "add it as a table [method] with a name, one of: "),
+        ("method={lr = 1}", "method.name", "'name' is required", "add it under [method], one of: "),
+        ("method=fedit", "method", "'fedit' is not allowed", "write a table, [method]"),
+        ("model=3", "model", "3 is not allowed", "write a table, [model]"),
+        ("tasks={name = 'a'}", "tasks", "'tasks' is one table, not a list of tables", "write [[tasks]], two brackets"),
+        ("tasks=['a']", "tasks.0", "'a' is not allowed", "write a table, [[tasks]]"),
+        ("tasks.0.labels=yes", "tasks.0.labels", "'yes' is not allowed for 'labels'", 'write a list: ["yes"]'),
+        ("tasks.1.preset=glue/sst3", "task 'two', preset", "no preset 'glue/sst3'", "did you mean 'glue/sst2'?"),
+        ("tasks.1.preset=[1]", "task 'two', preset", "no preset [1]", "allowed: "),
+        ("tasks.0.name=a b", "tasks.0.name", "'a b' is not allowed", "letters, digits, '.', '_' and '-', and a letter or a digit"),
+        ("name=../evil", "name", "'../evil' is not allowed", "letters, digits, '.', '_' and '-', and a letter or a digit"),
+        ("model.device=gpu", "model.device", "'gpu' is not allowed", '"cpu", "cuda", or '),
+        ("tasks.2.name=x", "--set tasks.2.name=x", "'2' is no position", "positions are 0 to 1: .1. is the last one"),
+        ("rounds.more.x=1", "--set rounds.more.x=1", "inside a plain value", "leave .more out"),
+    ],
+)
+def test_the_fix_is_in_the_words_of_the_file(path: Path, override: str, where: str, what: str, fix: str) -> None:
+    error = refused(where, lambda: load_config(path, [override]))
+    assert what in error.what
+    assert fix in error.fix
+
+
+def test_a_position_in_an_empty_list(path: Path) -> None:
+    assert "add an entry" in refused("--set tasks.0.name=x", lambda: load_config(path, ["tasks=[]", "tasks.0.name=x"])).fix
 
 
 def test_relative_paths_are_seen_from_the_file_and_the_callers_tables_stay(path: Path) -> None:

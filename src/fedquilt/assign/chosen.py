@@ -85,7 +85,8 @@ class chosen:
     def __post_init__(self) -> None:
         for name in ("k", "starts"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}", where=f"method.assign.{name}")
+                what = f"{name} must be at least 1, got {getattr(self, name)}"
+                raise ConfigError(what, where=f"assign.chosen, {name}", fix="a whole number from 1 on")
 
     @property
     def rows(self) -> int:

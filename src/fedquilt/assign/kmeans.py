@@ -76,7 +76,8 @@ class kmeans:
     def __post_init__(self) -> None:
         for name in ("k", "restarts"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}", where=f"method.assign.{name}")
+                what = f"{name} must be at least 1, got {getattr(self, name)}"
+                raise ConfigError(what, where=f"assign.kmeans, {name}", fix="a whole number from 1 on")
 
     def check(self, spec: Spec) -> None:
         """Whether an adapter has anything to compare.

@@ -23,9 +23,10 @@ FILE_SUFFIXES = (*TEXT_SUFFIXES, ".parquet", ".arrow")
 def _filled(given: Mapping[str, Any]) -> dict[str, Any]:
     """``given`` with the gaps filled by its preset; a local file without ``{split}`` has no evaluation split."""
     name = given["preset"]
-    preset = PRESETS.get(name)
+    preset = PRESETS.get(name) if isinstance(name, str) else None
     if preset is None:
-        raise ConfigError(f"there is no preset {name!r}", where="tasks.preset", fix=did_you_mean(str(name), PRESETS))
+        where = f"task {given.get('name', '')!r}, preset"
+        raise ConfigError(f"there is no preset {name!r}", where=where, fix=did_you_mean(str(name), PRESETS))
     source = given.get("source") or preset.source
     eval_split: str | None = preset.eval_split
     if not source.startswith("hub:"):
@@ -52,6 +53,13 @@ def _filter(value: Any) -> Any:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_one_or_more)]
+Name = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="letters, digits, '.', '_' and '-', and a letter or a digit at the beginning",
+    ),
+]
 Filter = Annotated[dict[str, tuple[str, ...]], BeforeValidator(_filter)]
 
 
@@ -62,7 +70,7 @@ class _Config(BaseModel):
 class TaskConfig(_Config):
     """One task: where its rows are and which columns mean what. ``preset`` fills everything that is not given."""
 
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: Name
     """Also the key in result files."""
     preset: str | None = None
     """``glue/sst2`` and the other eight GLUE tasks, ``superglue/copa`` and the other seven of SuperGLUE, ``squad``, ``squad2``,
@@ -95,7 +103,7 @@ class TaskConfig(_Config):
     """Only rows that have one of the values in the column, for every column named here."""
     eval_where: Filter = {}
     """Of these, the rows that are for evaluation and not for training."""
-    metrics: tuple[Metric, ...] = ()
+    metrics: Annotated[tuple[Metric, ...], BeforeValidator(_one_or_more)] = ()
     """The first one is the primary."""
     train_split: str = "train"
     eval_split: str | None = None
@@ -136,16 +144,20 @@ class TaskConfig(_Config):
         if self.image is not None and self.text:
             raise ConfigError("a task has texts or images, not both", where=where, fix="leave out either 'text' or 'image'")
         if self.image is None and not 1 <= len(self.text) <= 2:
-            raise ConfigError(f"text needs one or two columns, not {len(self.text)}", where=where)
+            fix = "text = 'column', or two of them; to use more, join them into one column of the file"
+            raise ConfigError(f"text needs one or two columns, not {len(self.text)}", where=where, fix=fix)
         if self.labels is not None and len(set(self.labels)) != len(self.labels):
-            raise ConfigError(f"labels holds a name twice: {', '.join(self.labels)}", where=where)
+            fix = "write every label once, or leave labels out: they are found in the training rows"
+            raise ConfigError(f"labels holds a name twice: {', '.join(self.labels)}", where=where, fix=fix)
         if self.labels is not None and self.kind == "classification" and len(self.labels) < 2:
-            raise ConfigError("labels needs at least two names", where=where)
+            fix = "name all labels, leave labels out, or write kind = 'regression' for numbers to be predicted"
+            raise ConfigError("labels needs at least two names", where=where, fix=fix)
         if self.eval_where and self.eval_split is not None:
             fix = "give one of them"
             raise ConfigError("eval_where and eval_split both say which rows are for evaluation", where=where, fix=fix)
         if self.eval_split == self.train_split:
-            raise ConfigError(f"{self.eval_split!r} is the training and the evaluation split", where=where)
+            fix = "leave eval_split out: eval_share of the rows is held out"
+            raise ConfigError(f"{self.eval_split!r} is the training and the evaluation split", where=where, fix=fix)
         if self.form is not None and self.form not in FORMS:
             raise ConfigError(f"there is no form {self.form!r}", where=f"{where}, tasks.form", fix=did_you_mean(self.form, FORMS))
         _check_metrics(self.kind, self.metrics, where)
@@ -191,7 +203,8 @@ def _check_source(source: str, where: str) -> None:
     suffix = PurePath(rest).suffix
     if kind == "file" and suffix not in FILE_SUFFIXES:
         fix = did_you_mean(suffix, FILE_SUFFIXES)
-        raise ConfigError(f"files ending in {suffix!r} cannot be read", where=f"{where}: {source}", fix=fix)
+        what = f"files ending in {suffix!r} cannot be read" if suffix else "the file's name has no ending that says its format"
+        raise ConfigError(what, where=f"{where}: {source}", fix=fix)
 
 
 class PartitionConfig(_Config):
@@ -218,5 +231,7 @@ class PartitionConfig(_Config):
     def _check(self) -> Self:
         for how, value in (("column", self.column), ("file", self.file)):
             if self.how == how and not value:
-                raise ConfigError(f"partition.how = {how!r} needs partition.{how}", where="partition")
+                example = {"column": 'partition.column = "user"', "file": 'partition.file = "partition.json"'}[how]
+                fix = f"for example {example}, or choose another rule"
+                raise ConfigError(f"partition.how = {how!r} needs partition.{how}", where=f"partition.{how}", fix=fix)
         return self

@@ -67,7 +67,9 @@ def read(path: Path, kind: type[Settings]) -> Settings:
     except OSError as error:
         fix = "go to a folder that fedquilt deploy init wrote, or name it"
         raise ConfigError(f"there is no {path.name}", where=str(path), why=error.strerror or str(error), fix=fix) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path.name} is not UTF-8", where=str(path), why=str(error), fix="save the file as UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(
             f"{path.name} is not valid TOML", where=str(path), why=str(error), fix="see the line named above"
         ) from error

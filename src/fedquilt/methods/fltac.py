@@ -11,8 +11,9 @@ gradient descent. ``features="factors", constraint="none", weighting="uniform", 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
 from typing_extensions import Unpack
 
 from fedquilt import assign, reduce, sample
@@ -25,7 +26,7 @@ from fedquilt.reduce.mean import Weighting
 
 def fltac(
     *,
-    tasks: int,
+    tasks: Annotated[int, Field(ge=1)],
     features: Features = "fisher",
     constraint: Literal["cannot-link", "none"] = "cannot-link",
     head_features: bool = False,

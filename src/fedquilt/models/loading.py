@@ -68,7 +68,7 @@ class ModelConfig(BaseModel):
     dropout: float | None = Field(None, ge=0, lt=1)
     precision: Literal["bfloat16", "float32", "float64"] = "float32"
     quantization: Literal["8bit", "4bit"] | None = None
-    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description='"cpu", "cuda", or "cuda:1" for the second of several')
 
 
 @dataclass

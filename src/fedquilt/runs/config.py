@@ -19,7 +19,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field
 
 from fedquilt.data.kinds import WRITTEN
-from fedquilt.data.spec import PartitionConfig, TaskConfig
+from fedquilt.data.spec import Name, PartitionConfig, TaskConfig
 from fedquilt.directions import LOWER_IS_BETTER, direction
 from fedquilt.errors import ConfigError
 from fedquilt.models.loading import ModelConfig
@@ -55,7 +55,7 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: Name = "run"
     seed: int = Field(0, ge=0)
     rounds: int = Field(ge=1)
     engine: str = "vectorised"
@@ -67,7 +67,7 @@ class RunConfig(BaseModel):
     secure_aggregation: bool = False
     model: ModelConfig = ModelConfig()
     adapter: dict[str, Any] = Field(default_factory=dict)
-    method: dict[str, Any]
+    method: dict[str, Any] = Field(default_factory=dict)
     tasks: tuple[TaskConfig, ...] = ()
     partition: PartitionConfig = PartitionConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -112,12 +112,15 @@ def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in children:
         raise ConfigError(f"'{path}' extends itself", where="extends", fix="remove one of the 'extends' lines")
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(
             "cannot read the config file", where=str(path), why=error.strerror or str(error), fix="check the path"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        fix = "save the file as UTF-8"
+        raise ConfigError("the config file is not UTF-8", where=str(path), why=str(error), fix=fix) from error
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(
             "the config file is not valid TOML", where=str(path), why=str(error), fix="see the line named above"
         ) from error
@@ -133,7 +136,7 @@ def _anchor(raw: dict[str, Any], folder: Path) -> None:
     tasks = raw.get("tasks")
     for task in tasks if isinstance(tasks, list) else []:
         kind, _, path = str(task.get("source", "")).partition(":") if isinstance(task, dict) else ("", "", "")
-        if kind in ("file", "folder"):
+        if kind in ("file", "folder") and path:
             task["source"] = f"{kind}:{folder / _expanded(path)}"
     for table, key in (("partition", "file"), ("model", "name")):
         value = raw.get(table, {}).get(key) if isinstance(raw.get(table), dict) else None
@@ -175,7 +178,10 @@ def parse(raw: dict[str, Any], root: Path) -> RunConfig:
     elif not config.own:
         raise ConfigError("'tasks' is required", where="tasks", fix="add [[tasks]] with a name and a source or preset")
     if "name" not in config.method:
-        raise ConfigError("'name' is required", where="method.name", fix="one of: " + ", ".join(registry.names("fedquilt.methods")))
+        key, place = ("name", "under [method]") if config.method else ("method", "as a table [method] with a name")
+        where = "method.name" if config.method else "method"
+        known = ", ".join(registry.names("fedquilt.methods"))
+        raise ConfigError(f"'{key}' is required", where=where, fix=f"add it {place}, one of: {known}")
     return config
 
 
@@ -244,8 +250,11 @@ def _override(raw: dict[str, Any], text: str) -> None:
 def _child(node: Any, key: str, text: str) -> Any:
     if isinstance(node, list):
         if not key.isdigit() or int(key) >= len(node):
-            raise ConfigError(f"'{key}' is no position in a list of {len(node)}", where=f"--set {text}")
+            last = len(node) - 1
+            fix = f"positions are 0 to {last}: .{last}. is the last one" if node else "add an entry in the file first"
+            raise ConfigError(f"'{key}' is no position in a list of {len(node)}", where=f"--set {text}", fix=fix)
         return node[int(key)]
     if not isinstance(node, dict):
-        raise ConfigError(f"'{key}' is inside a plain value", where=f"--set {text}")
+        fix = f"leave .{key} out, or check what is before it"
+        raise ConfigError(f"'{key}' is inside a plain value", where=f"--set {text}", fix=fix)
     return node.setdefault(key, {})

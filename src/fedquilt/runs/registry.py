@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import json
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any, NotRequired, Required
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic_core import ErrorDetails
 from typing_extensions import get_type_hints, is_typeddict
 
 from fedquilt.errors import ConfigError, did_you_mean
 
 Builder = Callable[..., Any]
+PLACES = {"fedquilt.methods": "method.name", "fedquilt.adapters": "adapter.family", "fedquilt.engines": "engine"}
+"""Where a configuration names one of a group."""
 
 
 def names(group: str) -> list[str]:
@@ -21,8 +25,8 @@ def names(group: str) -> list[str]:
     return sorted({point.name for point in entry_points(group=group)})
 
 
-def load(group: str, name: str) -> Builder:
-    """The builder registered under ``name``.
+def load(group: str, name: str, where: str = "") -> Builder:
+    """The builder registered under ``name``; ``where``: who asks for it, if not the place in :data:`PLACES`.
 
     Raises:
         ConfigError: no such name, two packages with the same name, or a package that cannot be imported.
@@ -30,14 +34,15 @@ def load(group: str, name: str) -> Builder:
     points = list({(point.value): point for point in entry_points(group=group) if point.name == name}.values())
     kind = group.rpartition(".")[2].rstrip("s")
     if not points:
-        raise ConfigError(f"unknown {kind} '{name}'", where=f"{kind}.name", fix=did_you_mean(name, names(group)))
+        raise ConfigError(f"unknown {kind} '{name}'", where=where or PLACES[group], fix=did_you_mean(name, names(group)))
     if len(points) > 1:
         homes = ", ".join(sorted(point.value for point in points))
         raise ConfigError(f"two packages register the {kind} '{name}': {homes}", fix="uninstall one of them")
     try:
         builder: Builder = points[0].load()
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"the {kind} '{name}' cannot be imported", where=points[0].value, why=str(error)) from error
+        fix = "install what it needs, or uninstall it"
+        raise ConfigError(f"the {kind} '{name}' cannot be imported", where=points[0].value, why=str(error), fix=fix) from error
     return builder
 
 
@@ -104,26 +109,46 @@ def validate(model: type[BaseModel], given: Mapping[str, Any], where: str) -> An
 
 def _sentence(error: ValidationError, model: type[BaseModel], where: str) -> ConfigError:
     first = error.errors()[0]
-    path = ".".join(str(part) for part in (where, *first["loc"]) if part != "")
+    parts = [str(part) for part in (where, *first["loc"]) if part != ""]
+    path = ".".join(parts)
     key = str(first["loc"][-1]) if first["loc"] else ""
     more = f"{error.error_count() - 1} more problem(s) in the same table" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
-        allowed = _fields_at(model, [str(part) for part in first["loc"][:-1]])
+        allowed = _model_at(model, first["loc"][:-1]).model_fields
         return ConfigError(f"unknown key '{key}'", where=path, why=more, fix=did_you_mean(key, allowed))
     if first["type"] == "missing":
         table = path.rpartition(".")[0]
         place = f"under [{table}]" if table else "at the top of the file"
         return ConfigError(f"'{key}' is required", where=path, why=more, fix=f"add it {place}")
-    return ConfigError(f"{first['input']!r} is not allowed for '{key}'", where=path, why=more, fix=str(first["msg"]))
+    if first["type"] == "tuple_type" and isinstance(first["input"], Mapping):
+        return ConfigError(
+            f"'{key}' is one table, not a list of tables", where=path, why=more, fix=f"write [[{path}]], two brackets"
+        )
+    return ConfigError(f"{first['input']!r} is not allowed for '{key}'", where=path, why=more, fix=_allowed(first, model, parts))
 
 
-def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
+def _allowed(first: ErrorDetails, model: type[BaseModel], path: Sequence[str]) -> str:
+    """What can be there instead: in the words of a configuration file where pydantic's are those of Python."""
+    kind, given = first["type"], first["input"]
+    if kind == "tuple_type":
+        return f"write a list: [{json.dumps(given, default=str)}]"
+    if kind in ("dict_type", "model_type"):
+        listed = path[-1].isdigit()
+        return f"write a table, [[{'.'.join(path[:-1])}]]" if listed else f"write a table, [{'.'.join(path)}]"
+    if kind == "string_pattern_mismatch" and first["loc"]:
+        field = _model_at(model, first["loc"][:-1]).model_fields.get(str(first["loc"][-1]))
+        return (field and field.description) or str(first["msg"])
+    return str(first["msg"])
+
+
+def _model_at(model: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel]:
+    """The model of the table at a path."""
     for part in path:
-        field = model.model_fields.get(part)
+        field = model.model_fields.get(str(part))
         inner = [t for t in (field.annotation, *typing.get_args(field.annotation)) if _is_model(t)] if field else []
         if inner:
             model = inner[0]
-    return list(model.model_fields)
+    return model
 
 
 def _is_model(kind: Any) -> bool:
