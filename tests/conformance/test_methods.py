@@ -108,7 +108,9 @@ def plant(monkeypatch: pytest.MonkeyPatch, name: str, engine: type) -> None:
     """Register ``engine`` under ``name``, in place of ours."""
     honest = registry.load
     monkeypatch.setattr(
-        registry, "load", lambda group, wanted: engine if (group, wanted) == ("fedquilt.engines", name) else honest(group, wanted)
+        registry,
+        "load",
+        lambda group, wanted, *where: engine if (group, wanted) == ("fedquilt.engines", name) else honest(group, wanted, *where),
     )
 
 

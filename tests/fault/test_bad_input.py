@@ -48,6 +48,30 @@ def test_an_unknown_key_or_a_bad_value(config: Path, override: str, words: tuple
     assert all(word in message for word in words), message
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("method.step=3", ("unknown key 'step'", "where: method.step")),
+        ("method={name = 'fedit', steps = 1}", ("'lr' is required", "where: method.lr")),
+        ("method.steps=many", ("'many' is not allowed for 'steps'", "where: method.steps")),
+        ("method.epochs=1", ("exactly one of steps and epochs", "where: method.steps")),
+        ("method.name=fl-tac", ("unknown method 'fl-tac'", "where: method.name")),
+        ("method.adapter=lora2", ("unknown adapter 'lora2'", "where: method.adapter", "did you mean 'lora'?")),
+        ("adapter.family=lora2", ("unknown adapter 'lora2'", "where: adapter.family", "did you mean 'lora'?")),
+        ("adapter.rank=0", ("0 is not allowed for 'rank'", "where: adapter.rank")),
+        ("engine=vectorized", ("unknown engine 'vectorized'", "where: engine\n")),
+    ],
+)
+def test_names_and_options_are_checked_before_data_is_read(config: Path, override: str, words: tuple[str, ...]) -> None:
+    for rows in config.parent.glob("*.csv"):
+        rows.unlink()
+    asked = ("--set", override)
+    for said in (attempt(config, override), fedquilt("run", config, "--dry-run", *asked), fedquilt("cost", config, *asked)):
+        message = said.complaint(2)
+        assert all(word in message for word in words), message
+    assert "there is no such file" in attempt(config).complaint(3)
+
+
 def test_a_file_that_is_no_config(tmp_path: Path) -> None:
     message = fedquilt("run", tmp_path / "none.toml").complaint(2)
     assert "cannot read the config file" in message

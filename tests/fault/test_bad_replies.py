@@ -103,8 +103,8 @@ def run_with(change: Change, folder: Path, method: str = "fedit") -> Path:
     """A run by the command line with such an engine, registered the way a plug-in's would be."""
     honest = registry.load
 
-    def load(group: str, name: str) -> Any:
-        return engine(change) if (group, name) == ("fedquilt.engines", "spoilt") else honest(group, name)
+    def load(group: str, name: str, where: str = "") -> Any:
+        return engine(change) if (group, name) == ("fedquilt.engines", "spoilt") else honest(group, name, where)
 
     config = write_config(folder, method, rounds=ROUNDS, engine="spoilt")
     with pytest.MonkeyPatch.context() as patch:

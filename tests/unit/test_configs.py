@@ -11,8 +11,8 @@ from fedquilt.cli.demos import DEMOS
 from fedquilt.data.assets import ASSETS, MODELS
 from fedquilt.models.shapes import SHAPES
 from fedquilt.runs import registry
-from fedquilt.runs.build import make_method
 from fedquilt.runs.config import load_config
+from fedquilt.runs.parts import make_method
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "src" / "fedquilt" / "configs" / "demo"

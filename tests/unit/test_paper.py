@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fedquilt.runs.build import make_method
 from fedquilt.runs.config import load_config
 from fedquilt.runs.cost import Line, cost, paper_costs
+from fedquilt.runs.parts import make_method
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs" / "paper").glob("*.toml"))

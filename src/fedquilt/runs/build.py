@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import torch
 
-from fedquilt import wire
 from fedquilt.adapters.base import Adapter
 from fedquilt.data.encode import Task, encode
 from fedquilt.data.files import default_cache
@@ -33,8 +32,8 @@ from fedquilt.models.network import Network, TextNetwork, batches_adapters, netw
 from fedquilt.models.padded import ROBERTA
 from fedquilt.models.room import column_budget, token_budget
 from fedquilt.models.scoring import TextScores
-from fedquilt.runs import registry
 from fedquilt.runs.config import RunConfig
+from fedquilt.runs.parts import check, find_engine, make_adapter, make_method
 from fedquilt.runs.progress import Progress, Silent
 from fedquilt.ticks import Tick, silent
 from fedquilt.types import Hub, Round
@@ -112,48 +111,6 @@ def most_classes(config: RunConfig, raws: Mapping[str, RawTask]) -> int:
     return said
 
 
-def make_method(config: RunConfig, tasks: int) -> Method:
-    """The method named in the configuration; ``tasks`` is filled in where the builder wants it and the config is silent."""
-    given = {key: value for key, value in config.method.items() if key != "name"}
-    builder = registry.load("fedquilt.methods", str(config.method["name"]))
-    known = registry.schema(builder).model_fields
-    if "tasks" in known and "tasks" not in given:
-        if config.own:
-            why = "with partition.how = 'own' no machine sees all tasks"
-            raise ConfigError("'tasks' is required", where="method.tasks", why=why, fix="say how many tasks there are in all")
-        given["tasks"] = tasks
-    if "adapter" in known and "family" in config.adapter:
-        given.setdefault("adapter", config.adapter["family"])
-    method = builder(**registry.options(builder, given, "method"))
-    if not isinstance(method, Method):
-        raise ConfigError(f"the method '{config.method['name']}' did not return a Method", why=f"but {type(method).__name__}")
-    if config.secure_aggregation:
-        method = replace(method, wire=wire.chain((*method.wire.parts, wire.masked())))
-    return replace(method, local=replace(method.local, horizon=config.rounds))
-
-
-def make_adapter(config: RunConfig, method: Method, base: Base, tasks: int) -> Adapter:
-    """The adapter of the method's family with the options of ``[adapter]``."""
-    given = dict(config.adapter)
-    family = given.pop("family", method.adapter)
-    if family != method.adapter:
-        raise ConfigError(f"the method trains '{method.adapter}', the config asks for '{family}'", where="adapter.family")
-    builder = registry.load("fedquilt.adapters", family)
-    provided = ("base", "seed", "heads")
-    chosen = registry.options(builder, given, "adapter", provided)
-    per_task = chosen.get("head") == "per-task"
-    if per_task and config.own:
-        why = "with partition.how = 'own' no machine knows the others' tasks"
-        raise ConfigError(
-            "a head per task is not possible", where="adapter.head", why=why, fix='"federated", "private" or "frozen"'
-        )
-    heads = tasks if per_task else 1
-    adapter = builder(base, seed=config.seed, heads=heads, **chosen)
-    if not isinstance(adapter, Adapter):
-        raise ConfigError(f"the adapter family '{family}' did not return an Adapter", why=f"but {type(adapter).__name__}")
-    return replace(adapter, options=chosen)
-
-
 def set_threads(config: RunConfig) -> int:
     """Fix torch's threads: the last bits of some sums depend on their number."""
     threads = config.threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or os.cpu_count() or 1
@@ -178,6 +135,7 @@ def build(
         saved: the partition of a run that is resumed.
         client: whose machine this is, where everybody has data of their own; None: the server's, which reads none.
     """
+    check(config)
     say = progress or Silent()
     threads = set_threads(config)
     if device_of(config.model).type == "cpu" and torch.cuda.is_available():
@@ -231,7 +189,7 @@ def assemble(config: RunConfig, base: Base, tasks: Mapping[str, Task], parts: Pa
         view = make_view(tasks, parts, method.slots, config.seed, config.arrivals(), config.partition.slots_per_task)
     if not config.own:
         check_rows(method, view, config.partition.slots_per_task)
-    engine_class: Any = registry.load("fedquilt.engines", config.engine)
+    engine_class = find_engine(config)
     runner = network(base, adapter, packed=engine_class.packed, device=device_of(config.model))
     looks: dict[str, Callable[[], Look]] = {"states": lambda: Fingerprint(base), "fisher": lambda: Fisher(runner, adapter.spec)}
     look = looks[program.client.fingerprint]() if program.client.fingerprint else None

@@ -18,8 +18,8 @@ from fedquilt.errors import CompositionError
 from fedquilt.method import compose
 from fedquilt.models.meta import Shape, Use, find_shape, meta_base
 from fedquilt.runs.accounting import PaperCount, as_in_paper
-from fedquilt.runs.build import make_adapter, make_method
 from fedquilt.runs.config import RunConfig, parse
+from fedquilt.runs.parts import check, make_adapter, make_method
 from fedquilt.runs.plan import mean, traffic
 from fedquilt.types import Round, Spec
 
@@ -79,9 +79,11 @@ def cost(config: RunConfig, *, fltac_rank: int = 1, fedit_rank: int = 16, use: U
         use: of the base model; by the kinds of the tasks when not given.
 
     Raises:
+        ConfigError: an unknown method, adapter or option.
         ModelError: no sizes of the model, or no head of the tasks' kind.
         DataError: the labels of a task are neither declared nor readable.
     """
+    check(config)
     use, shape = use or _use(config.tasks), find_shape(config.model)
     classes = 0 if use == "generation" else max(map(_classes, config.tasks))
     lines, notes = [], []
