@@ -150,6 +150,8 @@ def test_too_few_rows_for_a_hold_out(tmp_path: Path) -> None:
     [
         ({"source": "file:trian.parquet", "eval_split": None}, r"no such file[\s\S]*did you mean 'train.parquet'"),
         ({"source": "file:no/where/{split}.parquet"}, "does not exist either"),
+        ({"source": "file:trian.parquet"}, r"no such file[\s\S]*did you mean 'train.parquet'"),
+        ({"source": "folder:pictures", "text": []}, r"no such folder[\s\S]*fix: check the path"),
         ({"source": "file:train.parquet"}, r"no split 'dev'[\s\S]*leave eval_split out"),
         ({"text": ["boby"]}, r"no column 'boby'[\s\S]*did you mean 'body'"),
         ({"label": "label"}, r"no column 'label'[\s\S]*body, mark"),
@@ -160,8 +162,6 @@ def test_too_few_rows_for_a_hold_out(tmp_path: Path) -> None:
 )
 def test_errors_say_what_is_there(tmp_path: Path, given: dict[str, object], message: str) -> None:
     base = {"source": both(tmp_path, {"body": ["a", "b"], "mark": [0, 1]})}
-    if str(given.get("source", "")) == "asset:vader_twet":
-        base["eval_split"] = None  # type: ignore[assignment]
     with pytest.raises(DataError, match=message):
         read(tmp_path, **(base | given))
 
@@ -172,6 +172,44 @@ def test_damaged_files_are_data_errors(tmp_path: Path, suffix: str, content: byt
     (tmp_path / f"train{suffix}").write_bytes(content)
     with pytest.raises(DataError):
         read(tmp_path, source=f"file:train{suffix}", eval_split=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "a.csv",
+            "body,mark\nx,1\ny,2,3\n",
+            r"Row #3: Expected 2 columns, got 3[\s\S]*fix: every row .* texts with commas in double",
+        ),
+        ("a.tsv", "body\tmark\nx\n", r"Row #2: Expected 2 columns, got 1[\s\S]*fix: every row .* texts with tabs in double"),
+        (
+            "a.csv",
+            "body;mark\nx;1\n",
+            r"no column 'body'[\s\S]*parted by a semicolon, not by a comma: save .* a comma between them$",
+        ),
+        ("a.csv", "body;mark\nx, y;1\n", r"Expected 1 columns, got 2[\s\S]*fix: the columns seem to be parted by a semicolon"),
+        ("a.csv", "body\tmark\nx\t1\n", r"no column 'body'[\s\S]*parted by a tab, .*; tabs: name the file .tsv"),
+        ("a.tsv", "body,mark\nx,1\n", r"no column 'body'[\s\S]*parted by a comma, not by a tab"),
+        ("a.csv", "text\nx\n", r"no column 'body'[\s\S]*fix: allowed: text"),
+        ("a.jsonl", '{"body": \n', r"line 1[\s\S]*fix: write one object on each line"),
+        ("a.jsonl", "[1]\n", r"not a JSON object[\s\S]*fix: write one object on each line"),
+        ("a.parquet", "text", r"cannot be read[\s\S]*fix: is it whole, and of the format"),
+        ("a.csv", "body,mark\nx,1\ny,1\n", r"one label is not enough[\s\S]*fix: add rows with another label"),
+    ],
+)
+def test_what_is_wrong_with_a_file_can_be_mended(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=message):
+        read(tmp_path, source=f"file:{name}", eval_split=None)
+
+
+def test_names_are_no_numbers_to_be_predicted(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("body,mark\nx,good\ny,bad\n", encoding="utf-8")
+    with pytest.raises(
+        DataError, match=r"'good' is not a number\n  where: .*column 'mark', row 1\n  fix: .*kind = 'classification'"
+    ):
+        read(tmp_path, source="file:a.csv", eval_split=None, kind="regression")
 
 
 def test_a_bad_line_of_jsonl_is_named(tmp_path: Path) -> None:

@@ -46,7 +46,8 @@ def label_set(values: Sequence[Any], where: str) -> tuple[str, ...]:
     """
     found = sorted({key(value) for value in values if not is_null(value)}, key=_order)
     if len(found) < 2:
-        raise DataError(f"one label is not enough to learn from: {', '.join(found) or 'none'}", where=where)
+        fix = "add rows with another label, or name the column that tells them apart: label = '...'"
+        raise DataError(f"one label is not enough to learn from: {', '.join(found) or 'none'}", where=where, fix=fix)
     if len(found) > MAX_FOUND:
         fix = "is this the label column? For numbers to be predicted write kind = 'regression'"
         raise DataError(f"{len(found)} distinct labels", where=where, fix=fix)
@@ -85,6 +86,7 @@ def targets(values: Sequence[Any], rows: Sequence[int], where: str) -> NDArray[n
     Raises:
         DataError: a null, something that is no number, or an infinite one.
     """
+    fix = "write a number there, or kind = 'classification' for labels that are names"
     result = np.empty(len(values), np.float64)
     for i, value in enumerate(values):
         if is_null(value):
@@ -92,9 +94,9 @@ def targets(values: Sequence[Any], rows: Sequence[int], where: str) -> NDArray[n
         try:
             result[i] = float(value)
         except (TypeError, ValueError) as error:
-            raise DataError(f"{value!r} is not a number", where=f"{where}, row {rows[i]}") from error
+            raise DataError(f"{value!r} is not a number", where=f"{where}, row {rows[i]}", fix=fix) from error
         if not math.isfinite(result[i]):
-            raise DataError(f"{value!r} is not a finite number", where=f"{where}, row {rows[i]}")
+            raise DataError(f"{value!r} is not a finite number", where=f"{where}, row {rows[i]}", fix=fix)
     return result
 
 

@@ -15,7 +15,7 @@ from fedquilt.data.kinds import Kind
 from fedquilt.data.marks import NO_MARKS, Marks, joined, numbered
 from fedquilt.data.select import filtered, parted
 from fedquilt.data.spec import Prompt, TaskConfig
-from fedquilt.data.tables import Table, pick, read_file, read_hub
+from fedquilt.data.tables import Table, check_file, pick, read_file, read_hub
 from fedquilt.data.transform import Content
 from fedquilt.errors import DataError
 from fedquilt.rng import numpy_generator
@@ -81,7 +81,7 @@ def load(task: TaskConfig, *, root: Path, cache: Path, seed: int, columns: Seque
     Raises:
         DataError: a source, file, split or column is missing, a label is null or outside the set, or a split has no usable row.
     """
-    _check_eval_split(task)
+    _check_source(task, root)
     wanted = [*task.columns, *([] if task.kind == "generation" else [task.label]), *task.where]
     wanted += [task.group] if task.group else []
     train_table = filtered(_read(task, task.train_split, [*wanted, *task.eval_where, *columns], root, cache, say), task.where)
@@ -128,10 +128,17 @@ def _read_plain(task: TaskConfig, split: str, wanted: Sequence[str] | None, root
     return Table({name: [row[name] for row in rows] for name in names}, task.source, assets.find(rest).labels)
 
 
-def _check_eval_split(task: TaskConfig) -> None:
-    """Before anything is read or downloaded: can the source have an evaluation split of its own?"""
-    one_set = task.source.startswith("asset:") or (task.source.startswith(("file:", "folder:")) and "{split}" not in task.source)
-    if one_set and task.eval_split is not None:
+def _check_source(task: TaskConfig, root: Path) -> None:
+    """Before anything is read or downloaded: is the source there, and can it have an evaluation split of its own?"""
+    kind, _, rest = task.source.partition(":")
+    if kind == "hub" or "{split}" in rest:
+        return
+    if kind == "asset":
+        assets.find(rest)
+    else:
+        there = check_file if kind == "file" else pictures.check_folder
+        there(root / Path(rest).expanduser())
+    if task.eval_split is not None:
         raise DataError(
             f"there is no split {task.eval_split!r}: the source is one set of rows",
             where=f"task {task.name!r}: {task.source}",
@@ -228,7 +235,7 @@ def _hold_out(task: TaskConfig, rows: RawSplit, seed: int, notes: list[str]) -> 
     what = "rows" if rows.marks.groups is None else "questions"
     if not 0 < held < n:
         what = f"{n} {what} cannot be split into training and evaluation with eval_share = {task.eval_share}"
-        raise DataError(what, where=f"task {task.name!r}")
+        raise DataError(what, where=f"task {task.name!r}", fix="give it more rows, or change eval_share")
     order = numpy_generator(seed, "hold-out", task.name).permutation(n)
     notes.append(f"evaluation: {held:,} of {n:,} training {what} held out (seed {seed})")
     return rows.take(joined([units[i] for i in order[held:]])), rows.take(joined([units[i] for i in order[:held]]))

@@ -74,7 +74,8 @@ class Partition:
         if result.how == "own" and not result.parts:
             return result
         if len(sizes) != 1 or sizes == {0}:
-            raise DataError("all tasks of a partition need the same number of clients, at least one", where=str(path))
+            fix = "write it anew: fedquilt data partition CONFIG --out FILE"
+            raise DataError("all tasks of a partition need the same number of clients, at least one", where=str(path), fix=fix)
         return result
 
 
@@ -262,12 +263,14 @@ def _from_file(tasks: Mapping[str, RawTask | Labels], config: PartitionConfig, r
     saved = Partition.load(path)
     if set(saved.parts) != set(tasks):
         odd = ", ".join(sorted(set(saved.parts) ^ set(tasks)))
-        raise DataError(f"the partition is of other tasks: {odd}", where=str(path))
+        fix = "write one of these tasks: fedquilt data partition CONFIG --out FILE"
+        raise DataError(f"the partition is of other tasks: {odd}", where=str(path), fix=fix)
     for name in sorted(tasks):
         rows = np.sort(np.concatenate(saved.parts[name]))
         n = len(_labels(tasks[name]))
         if not np.array_equal(rows, np.arange(n)):
             span = f"{rows[0]} to {rows[-1]}" if len(rows) else "none"
             why = f"it holds {len(rows)} row numbers ({span}); the task has rows 0 to {n - 1}, each once"
-            raise DataError(f"the partition does not fit task {name!r}", where=str(path), why=why)
+            fix = "write one for this data: fedquilt data partition CONFIG --out FILE"
+            raise DataError(f"the partition does not fit task {name!r}", where=str(path), why=why, fix=fix)
     return {name: saved.parts[name] for name in sorted(tasks)}

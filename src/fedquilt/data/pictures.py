@@ -22,8 +22,7 @@ def read_folder(path: Path, image: str, label: str) -> Table:
         DataError: there is no such folder, or fewer than two classes in it.
     """
     where = str(path)
-    if not path.is_dir():
-        raise DataError("there is no such folder", where=where, fix="check the path; {split} in it stands for the split's name")
+    check_folder(path)
     classes = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     files = [(file, folder.name) for folder in classes for file in _files(folder)]
     if len(classes) < 2 or not files:
@@ -31,6 +30,17 @@ def read_folder(path: Path, image: str, label: str) -> Table:
         raise DataError(f"{len(classes)} classes with {len(files)} files in the image folder", where=where, fix=fix)
     columns: dict[str, list[Any]] = {image: [file for file, _ in files], label: [name for _, name in files]}
     return Table(columns, where, tuple(folder.name for folder in classes))
+
+
+def check_folder(path: Path) -> None:
+    """Whether there is such a folder.
+
+    Raises:
+        DataError: there is none.
+    """
+    if not path.is_dir():
+        fix = "check the path; {split} in it stands for the split's name"
+        raise DataError("there is no such folder", where=str(path), fix=fix)
 
 
 def _files(folder: Path) -> list[Path]:

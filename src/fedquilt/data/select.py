@@ -29,7 +29,8 @@ def parted(table: Table, where: Wanted) -> tuple[Table, Table]:
     chosen = _matching(table, where)
     others = sorted(set(range(len(table))) - set(chosen))
     if not others:
-        raise DataError("every row is for evaluation: none is left to train on", where=f"{table.where}, eval_where")
+        fix = "name fewer values in eval_where"
+        raise DataError("every row is for evaluation: none is left to train on", where=f"{table.where}, eval_where", fix=fix)
     return table.take(others), table.take(chosen)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from fedquilt.errors import DataError, did_you_mean
 
 Values = list[Any]
+_LINES = 'write one object on each line, such as {"text": "...", "label": "..."}'
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,31 @@ def pick(names: Sequence[str], wanted: Sequence[str], where: str) -> list[str]:
     """
     for name in wanted:
         if name not in names:
-            raise DataError(f"there is no column {name!r}", where=where, fix=did_you_mean(name, names))
+            fix = _separated(names[0], where) if len(names) == 1 else ""
+            raise DataError(f"there is no column {name!r}", where=where, fix=fix or did_you_mean(name, names))
     return list(dict.fromkeys(wanted))
+
+
+def check_file(path: Path) -> None:
+    """Whether there is such a file, with something in it.
+
+    Raises:
+        DataError: there is none, or it is empty.
+    """
+    if not path.is_file():
+        raise DataError("there is no such file", where=str(path), fix=_neighbours(path))
+    if path.stat().st_size == 0:
+        raise DataError("the file is empty", where=str(path), fix="give it a header and rows, or leave the task out")
+
+
+def _separated(header: str, where: str) -> str:
+    """How to go on where a header of one column looks like several; nothing where it does not."""
+    wanted = "a tab" if where.endswith(".tsv") else "a comma"
+    for mark, said in ((";", "a semicolon"), ("\t", "a tab"), ("|", "a bar"), (",", "a comma")):
+        if mark in header and said != wanted:
+            other = "; tabs: name the file .tsv" if mark == "\t" else ""
+            return f"the columns seem to be parted by {said}, not by {wanted}: save the file with {wanted} between them{other}"
+    return ""
 
 
 def read_file(path: Path, wanted: Sequence[str] | None, texts: Sequence[str]) -> Table:
@@ -59,10 +83,7 @@ def read_file(path: Path, wanted: Sequence[str] | None, texts: Sequence[str]) ->
     import pyarrow as pa
 
     where = str(path)
-    if not path.is_file():
-        raise DataError("there is no such file", where=where, fix=_neighbours(path))
-    if path.stat().st_size == 0:
-        raise DataError("the file is empty", where=where, fix="give it a header and rows, or leave the task out")
+    check_file(path)
     try:
         if path.suffix == ".jsonl":
             return Table(_read_jsonl(path, wanted), where)
@@ -70,8 +91,21 @@ def read_file(path: Path, wanted: Sequence[str] | None, texts: Sequence[str]) ->
         names = table.column_names if wanted is None else pick(table.column_names, wanted, where)
         return Table({name: table.column(name).to_pylist() for name in names}, where)
     except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
-        fix = "save the file as UTF-8" if "utf" in str(error).lower() else ""
-        raise DataError("the file cannot be read", where=where, why=str(error), fix=fix) from error
+        raise DataError("the file cannot be read", where=where, why=str(error), fix=_mended(path, str(error))) from error
+
+
+def _mended(path: Path, why: str) -> str:
+    """How to go on with a file that cannot be read."""
+    if "utf" in why.lower():
+        return "save the file as UTF-8"
+    if path.suffix not in (".csv", ".tsv"):
+        return "is it whole, and of the format that its name says? Write it anew"
+    with path.open(encoding="utf-8-sig", errors="replace") as lines:
+        hint = _separated(next(lines, "").strip(), str(path)) if "columns" in why else ""
+    mark = "tabs" if path.suffix == ".tsv" else "commas"
+    return (
+        hint or f'every row needs as many columns as the header: put texts with {mark} in double quotes, and write " in them as ""'
+    )
 
 
 def _read_table(path: Path, wanted: Sequence[str] | None, texts: Sequence[str]) -> Any:
@@ -95,7 +129,7 @@ def _read_csv(path: Path, texts: Sequence[str]) -> Any:
     block = min(max(path.stat().st_size + 1, 1 << 20), (1 << 31) - 1)
     return csv.read_csv(
         path,
-        read_options=csv.ReadOptions(block_size=block),
+        read_options=csv.ReadOptions(block_size=block, use_threads=False),  # errors name the row only so
         parse_options=csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",", newlines_in_values=True),
         # Only an empty field is null: "NA", "null" and "nan" are words.
         convert_options=csv.ConvertOptions(
@@ -132,9 +166,9 @@ def _read_jsonl(path: Path, wanted: Sequence[str] | None) -> dict[str, Values]:
             try:
                 row = json.loads(line)
             except ValueError as error:
-                raise DataError("the line is not JSON", where=f"{path}, line {number}", why=str(error)) from error
+                raise DataError("the line is not JSON", where=f"{path}, line {number}", why=str(error), fix=_LINES) from error
             if not isinstance(row, dict):
-                raise DataError("the line is not a JSON object", where=f"{path}, line {number}")
+                raise DataError("the line is not a JSON object", where=f"{path}, line {number}", fix=_LINES)
             seen.update(dict.fromkeys(row))
             rows.append(row if wanted is None else {name: row.get(name) for name in wanted})
     names = list(seen) if wanted is None else pick(list(seen), wanted, str(path))
