@@ -52,6 +52,21 @@ def test_a_demonstration_runs_four_configurations_and_says_where_the_report_is(
     assert f"{folder}/compare.html" in said
 
 
+@pytest.mark.parametrize("words", [[], ["image"], ["llm"]])
+def test_a_second_one_in_the_same_folder_says_what_to_do_before_it_fetches(
+    words: list[str], begun: dict[str, list[Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", *words, "--quick", "--out", "old"]) == 0
+    (Path("old") / "local" / "hub.json").touch()
+    begun["models"].clear()
+    capsys.readouterr()
+    assert main(["demo", *words, "--quick", "--out", "old"]) == 5
+    assert begun["models"] == []
+    said = capsys.readouterr()
+    assert not said.out
+    assert "fix: remove it (rm -r old), or choose another folder with --out" in said.err
+
+
 def test_another_demonstration_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "sound"]) == 2
     assert "'text'" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from fedquilt.cli import show
 from fedquilt.cli.demos import DEMOS, Demo
 from fedquilt.cli.interrupt import resumable
 from fedquilt.cli.reports import print_summary
+from fedquilt.errors import StateError
 
 
 class Which(StrEnum):
@@ -43,6 +44,7 @@ def demo(
 
     chosen = DEMOS[which.value]
     out = out or Path("runs") / ("demo" if which is Which.text else f"demo-{which.value}")
+    _refuse_old(out, chosen)
     typer.echo(chosen.about)
     _fetch(chosen)
     begin = time.monotonic()
@@ -60,6 +62,20 @@ def demo(
     print_summary(summary_rows(data), better(data))
     typer.echo(f"trained, evaluated and reported in {time.monotonic() - begin:.0f} s")
     typer.echo(f"report:     {page}\ncomparison: {comparison}")
+
+
+def _refuse_old(out: Path, chosen: Demo) -> None:
+    """Before anything is fetched."""
+    from fedquilt.runs.store import MANIFEST
+
+    old = [out / name for name in chosen.runs if (out / name / MANIFEST).exists()]
+    if old:
+        raise StateError(
+            "the folder holds a demonstration already",
+            where=str(out),
+            why=f"there are runs in {', '.join(map(str, old))}",
+            fix=f"remove it (rm -r {out}), or choose another folder with --out",
+        )
 
 
 def _fetch(chosen: Demo) -> None:
