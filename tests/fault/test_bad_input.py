@@ -105,6 +105,10 @@ def test_a_missing_column(config: Path, key: str) -> None:
     assert "there is no column 'texts'" in message
     assert "colour-train.csv" in message
     assert "did you mean 'text'? (allowed: client, label, text)" in message
+    run = config.parent / "run"
+    assert "is not a run directory" in fedquilt("report", run).err
+    assert "fedquilt run" in fedquilt("resume", run).complaint(5)
+    assert attempt(config).code == 0  # the mended configuration runs there
 
 
 def test_a_missing_file(config: Path) -> None:

@@ -76,7 +76,8 @@ def resume(directory: Path | str, *, progress: Progress | None = None, engine: C
     """
     folder = Path(directory)
     if not (folder / "config.toml").exists():
-        raise StateError("no run to resume", where=str(folder), why="there is no config.toml in it", fix="check the path")
+        fix = "check the path; what never got as far as training is started anew by fedquilt run"
+        raise StateError("no run to resume", where=str(folder), why="there is no config.toml in it", fix=fix)
     say = progress or Silent()
     with writing(folder), locked(folder):
         config = load_config(folder / "config.toml")
@@ -105,15 +106,24 @@ def _start(config: RunConfig, folder: Path, say: Progress, engine: Callable[[Bui
         "packages": _versions(),
         "products": "oneDNN" if by_onednn(config.model) else "torch",
     }
-    (folder / "events.jsonl").unlink(missing_ok=True)
-    write_atomic(folder / "env.json", json.dumps(env, indent=1).encode())
-    write_atomic(folder / "config.toml", config.to_toml().encode())
-    return _go(config, folder, say, None, engine)
+    return _go(config, folder, say, None, engine, env)
 
 
-def _go(config: RunConfig, folder: Path, say: Progress, saved: Partition | None, choose: Callable[[Built], Engine]) -> Path:
+def _go(
+    config: RunConfig,
+    folder: Path,
+    say: Progress,
+    saved: Partition | None,
+    choose: Callable[[Built], Engine],
+    env: Mapping[str, Any] | None = None,
+) -> Path:
+    """``env``: of a run that begins."""
     started = time.time()
     built = build(config, saved=saved, progress=say, tick=say.advance)
+    if env is not None:  # not before: what cannot be built would be left behind as a run that cannot be resumed
+        (folder / "events.jsonl").unlink(missing_ok=True)
+        write_atomic(folder / "env.json", json.dumps(env, indent=1).encode())
+        write_atomic(folder / "config.toml", config.to_toml().encode())
     if saved is None:
         built.partition.save(folder / "partition.json")
     store = Store(folder, every=config.checkpoint_every, last=config.rounds)

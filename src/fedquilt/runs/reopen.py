@@ -17,8 +17,11 @@ def reopen(run: Path) -> tuple[Built, Hub]:
     """A run directory's federation as its last committed round left it, and that round's hub.
 
     Raises:
-        StateError: nothing committed there.
+        StateError: no run there, or nothing committed.
     """
+    if not (run / "config.toml").is_file():
+        fix = "give the folder that `fedquilt run` printed"
+        raise StateError(f"'{run}' is not a run directory", where=str(run), why="it holds no config.toml", fix=fix)
     store = Store(run)
     store.clients.most_open = sys.maxsize  # the run may still be going on, and removes what it has replaced
     loaded = store.load()
