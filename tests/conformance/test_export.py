@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -189,4 +190,39 @@ def test_export_writes_the_same_files_again_elsewhere(tmp_path: Path) -> None:
 
 
 def test_export_of_a_run_without_a_round_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").touch()
     assert "no committed round" in fedquilt("export", tmp_path).complaint(5)
+
+
+def test_export_of_what_is_no_run_says_so(tmp_path: Path) -> None:
+    message = fedquilt("export", tmp_path / "nosuch").complaint(5)
+    assert "nosuch' is not a run directory" in message
+    assert "resume" not in message
+    assert not (tmp_path / "nosuch").exists()
+
+
+def test_export_over_a_file_is_refused(tmp_path: Path) -> None:
+    run, _, _ = trained("fedit", "tiny:bert", tmp_path)
+    (tmp_path / "file").touch()
+    message = fedquilt("export", run, "--out", tmp_path / "file").complaint(5)
+    assert "cannot write an adapter" in message
+    assert "choose another folder" in message
+
+
+@pytest.mark.parametrize("case", ["fedit", "fedtt", "centralised_full"])
+def test_the_readme_of_a_random_base_says_that_it_cannot_be_fetched(case: str, tmp_path: Path) -> None:
+    run, _, _ = trained(case, "tiny:bert", tmp_path)
+    folder = next((run / "adapters").iterdir())
+    assert "`tiny:bert` (a model with random weights, made for tests" in (folder / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("case", ["head_only", "centralised_full"])
+def test_the_readme_of_a_whole_model_opens_it(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, built, hub = trained(case, "tiny:bert", tmp_path)
+    for name, state in adapters(built, hub).items():
+        monkeypatch.chdir(run / "adapters" / name)
+        scope: dict[str, Any] = {}
+        (code,) = re.findall(r"```python\n(.*?)```", Path("README.md").read_text(encoding="utf-8"), re.S)
+        exec(code, scope)
+        difference = theirs(scope["model"], built, "mood") - ours(built, state, "mood", 0)
+        assert float(difference.abs().max()) <= 1e-5

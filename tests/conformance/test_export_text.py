@@ -90,7 +90,7 @@ def test_logits_through_plain_libraries_are_ours(method: str, kind: str, tables:
             described = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
             assert (described["task_type"], described["modules_to_save"]) == ("CAUSAL_LM", None)
             assert described["fan_in_fan_out"] == (kind == "gpt2")
-            assert "AutoModelForCausalLM" in (folder / "README.md").read_text(encoding="utf-8")
+        assert "AutoModelForCausalLM" in (folder / "README.md").read_text(encoding="utf-8")
     assert moved > 1e-3, "training moved it: the comparison is not between two untouched models"
 
 

@@ -169,6 +169,8 @@ def test_data_partition_shows_and_saves(config: Path, tmp_path: Path, capsys: Ca
     assert [len(part) for part in json.loads(saved.read_text())["parts"]["colour"]] == [9, 5, 1, 0]
     assert main(["data", "partition", str(config)]) == 0
     assert ["3", "0", "6", "5", "11"] in [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert main(["data", "partition", str(config), "--out", str(saved / "inside.json")]) == 5
+    assert "fix: choose another folder, one that you may write to" in capsys.readouterr().err
 
 
 def test_methods_are_listed_and_described(capsys: Captured) -> None:

@@ -200,7 +200,7 @@ def test_watching_writes_again_until_the_run_ends(tmp_path: Path, monkeypatch: p
 def test_a_folder_that_cannot_be_written_is_a_state_error(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", Fake(rounds=1))
     (run / "figures").write_text("a file in the way")
-    with pytest.raises(StateError, match=r"cannot be written\n  where: .*figures"):
+    with pytest.raises(StateError, match=r"cannot be written\n  where: .*figures\n(.*\n)*  fix: free space"):
         report(run)
 
 

@@ -33,7 +33,11 @@ def write(base: Base, adapter: Adapter, state: State, folder: Path, title: str) 
     Raises:
         StateError: the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise StateError("cannot write an adapter", where=str(folder), why=why, fix="choose another folder") from error
     if adapter.modules or adapter.prompt or adapter.spec.family == "ia3":
         _peft(base, adapter, state, folder)
         _write(folder / "README.md", _card(base, title).encode())
@@ -44,6 +48,7 @@ def write(base: Base, adapter: Adapter, state: State, folder: Path, title: str) 
         _transformers(base, state, folder)
         if base.transform is not None:
             _write(folder / "preprocessor_config.json", json.dumps(_processor(base.transform), indent=2).encode())
+        _write(folder / "README.md", _whole_card(base, title).encode())
     return folder
 
 
@@ -128,6 +133,13 @@ def _write(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+def _name(base: Base) -> str:
+    """The base model in a card."""
+    if base.name.startswith("tiny:"):
+        return f"`{base.source}` (a model with random weights, made for tests: `from_pretrained` does not know it)"
+    return f"`{base.source}`"
+
+
 def _card(base: Base, title: str) -> str:
     if not base.head:
         return _text_card(base, title)
@@ -135,7 +147,7 @@ def _card(base: Base, title: str) -> str:
     kind = "Sequence" if base.transform is None else "Image"
     return f"""# {title}
 
-Trained with fedquilt on `{base.source}`; {classes} logits.
+Trained with fedquilt on {_name(base)}; {classes} logits.
 
 ```python
 from peft import PeftModel
@@ -177,7 +189,7 @@ def _own_card(base: Base, title: str) -> str:
     name = made.partition(".")[0]
     return f"""# {title}
 
-Trained with fedquilt on `{base.source}`.
+Trained with fedquilt on {_name(base)}.
 
 ```python
 import fedquilt
@@ -191,7 +203,7 @@ model = fedquilt.load_adapter(".", {made})
 def _text_card(base: Base, title: str) -> str:
     return f"""# {title}
 
-Trained with fedquilt on `{base.source}`, a causal language model.
+Trained with fedquilt on {_name(base)}, a causal language model.
 
 ```python
 from peft import PeftModel
@@ -201,3 +213,18 @@ base = AutoModelForCausalLM.from_pretrained("{base.source}")
 model = PeftModel.from_pretrained(base, ".")
 ```
 """
+
+
+def _whole_card(base: Base, title: str) -> str:
+    kind = "CausalLM" if not base.head else "SequenceClassification" if base.transform is None else "ImageClassification"
+    logits = f"; {int(base.model.config.num_labels)} logits" if base.head else ""
+    return f"""# {title}
+
+Trained with fedquilt on {_name(base)}{logits}. This folder is the whole model{", without a tokenizer: take that of the base" if base.transform is None else ""}.
+
+```python
+from transformers import AutoModelFor{kind}
+
+model = AutoModelFor{kind}.from_pretrained(".")
+```
+{"" if base.transform is None else _seeing(base, base.transform)}"""

@@ -42,6 +42,5 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _unwritable(path: Path, error: OSError) -> StateError:
-    return StateError(
-        f"cannot write {path.name}", where=str(path.parent), why=error.strerror or str(error), fix="free or choose another folder"
-    )
+    fix = "choose another folder, one that you may write to, or free space in this one"
+    return StateError(f"cannot write {path.name}", where=str(path.parent), why=error.strerror or str(error), fix=fix)

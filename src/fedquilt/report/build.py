@@ -68,7 +68,8 @@ def _write(data: RunData, projection: Kind, *, refresh: int) -> Path:
         save_panels(panels, data.path / "figures")
         return write(page, data.path / "report.html")
     except OSError as error:
-        raise StateError("the report cannot be written", where=str(error.filename or data.path), why=str(error.strerror)) from error
+        where, fix = str(error.filename or data.path), "free space and allow writing there, or report a copy of the run"
+        raise StateError("the report cannot be written", where=where, why=str(error.strerror), fix=fix) from error
 
 
 def run_panels(data: RunData, projection: Kind) -> tuple[Panel, ...]:

@@ -51,7 +51,8 @@ def compare(runs: Sequence[Path], out: Path) -> Path:
         save_panels(panels, out / "figures")
         return write(page, out / "compare.html")
     except OSError as error:
-        raise StateError("the comparison cannot be written", where=str(error.filename or out), why=str(error.strerror)) from error
+        where, fix = str(error.filename or out), "choose another folder with --out"
+        raise StateError("the comparison cannot be written", where=where, why=str(error.strerror), fix=fix) from error
 
 
 def load_runs(runs: Sequence[Path]) -> list[RunData]:
