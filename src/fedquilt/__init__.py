@@ -1,7 +1,7 @@
 """fedquilt: federated fine-tuning of pre-trained transformers with small adapters.
 
 >>> import fedquilt                                     # doctest: +SKIP
->>> fedquilt.run("configs/demo/fltac.toml")             # doctest: +SKIP
+>>> fedquilt.run("configs/glue/fltac.toml")             # doctest: +SKIP
 
 Importing the package loads torch and nothing heavier.
 """

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from fedquilt import apply as apply_
@@ -27,6 +28,8 @@ from fedquilt.local import Local
 from fedquilt.privacy.sums import Layout, Total
 from fedquilt.types import Hub, Job, Metrics, Round, Slot, Spec, State, Updates
 from fedquilt.wire import message
+
+Family = Annotated[str, Field(description="adapter family that trains")]
 
 
 @dataclass(frozen=True)

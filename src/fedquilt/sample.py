@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import torch
+from pydantic import Field
 
 from fedquilt.errors import ConfigError
 from fedquilt.types import Round
+
+Participation = Annotated[float, Field(description="share of the clients in each round")]
 
 
 class Sample(Protocol):
@@ -47,6 +50,6 @@ class fraction:
         return sorted(ordered[i] for i in chosen)
 
 
-def share(participation: float) -> Sample:
+def share(participation: Participation) -> Sample:
     """Everyone, or a fraction of the clients in every round."""
     return everyone() if participation == 1 else fraction(participation)

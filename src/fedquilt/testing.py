@@ -35,6 +35,7 @@ from fedquilt.models.loading import Base, load
 from fedquilt.rng import numpy_generator
 from fedquilt.runs.build import Built, assemble
 from fedquilt.runs.config import RunConfig, parse
+from fedquilt.runs.launch import refuse_method
 from fedquilt.types import Hub
 
 SIZES: Mapping[str, Sequence[int]] = {"colour": (9, 4, 0, 7), "amount": (5, 0, 1, 8), "shape": (6, 3, 10, 0)}
@@ -188,8 +189,9 @@ def check_method(name: str, *, kind: Kind = "classification", tables: Mapping[st
 
     Raises:
         CompositionError: naming the first check that failed.
-        ConfigError: unknown method or options.
+        ConfigError: unknown method or options, or a method in the place of its name.
     """
+    refuse_method(name, "fedquilt.testing.check_method")
     config = tiny_config(name, kind, **{**(tables or {}), "method": options})
     base = tiny_base(config)
     before = base.fingerprint

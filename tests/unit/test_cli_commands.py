@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import stat
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from fake_run import TASKS, Fake, write_run
 
-from fedquilt.cli import data, main
+from fedquilt.cli import data, main, methods
 from fedquilt.runs import export as export_module
 from fedquilt.runs import launch
 from fedquilt.runs import plan as plan_module
@@ -186,8 +187,53 @@ def test_methods_are_listed_and_described(capsys: Captured) -> None:
     assert options["constraint"]["default"] == "cannot-link"
     assert main(["methods", "show", "fltac"]) == 0
     assert "[method]" in capsys.readouterr().out
+    assert options["tasks"]["default"] is None
+    assert not options["tasks"]["required"]
     assert main(["methods", "show", "fltak"]) == 2
     assert "did you mean 'fltac'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["fltac", "fedit", "fedtt_plus", "local_only", "centralised_full", "head_only", "rolora"])
+def test_every_option_is_shown_in_plain_words_with_its_default(name: str, capsys: Captured) -> None:
+    assert main(["methods", "show", name, "--json"]) == 0
+    record = out(capsys)
+    assert not re.search(r"`|:\w+:", record["about"] + "".join(option["about"] for option in record["options"]))
+    assert all(option["about"] for option in record["options"])
+    assert not re.search("Optional|Literal|Union|None", "".join(option["type"] for option in record["options"]))
+    defaults = {option["name"]: option["default"] for option in record["options"] if not option["required"]}
+    expected = {"batch": 16, "optimiser": "adamw", "weight_decay": 0.0, "momentum": 0.0, "schedule": "constant", "max_norm": None}
+    assert expected.items() <= defaults.items()
+    assert [option["name"] for option in record["options"] if option["required"]] == ["lr"]
+
+
+def test_the_defaults_that_are_shown_are_those_that_train(capsys: Captured) -> None:
+    from fedquilt import local
+
+    assert main(["methods", "show", "fedit", "--json"]) == 0
+    shown = {option["name"]: option["default"] for option in out(capsys)["options"]}
+    assert isinstance(local.optimiser({"lr": 1.0, "steps": 1}), getattr(local, shown["optimiser"]))
+    used = local.optimiser({"lr": 1.0, "steps": 1, "optimiser": "sgd"})
+    assert all(getattr(used, key) == shown[key] for key in ("batch", "weight_decay", "momentum", "schedule", "max_norm"))
+
+
+def test_a_docstring_is_shown_without_its_markup_and_its_arguments_apart() -> None:
+    def builder(one: int, two: int) -> None:
+        """Says ``this``, see :class:`fedquilt.pick.cores`.
+
+        More.
+
+        Args:
+            one: the first,
+                which is long.
+            two: :mod:`json`.
+
+        Raises:
+            ValueError: never.
+        """
+
+    about, told = methods._described(builder)
+    assert about == "Says this, see fedquilt.pick.cores.\n\nMore.\n\nRaises:\n    ValueError: never."
+    assert told == {"one": "the first, which is long", "two": "json"}
 
 
 def test_report_writes_the_page(tmp_path: Path, capsys: Captured) -> None:

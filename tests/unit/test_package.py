@@ -6,13 +6,20 @@ import doctest
 import importlib
 import json
 import pkgutil
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 import fedquilt
+from fedquilt.errors import ConfigError
+from fedquilt.methods.fedit import fedit
+from fedquilt.testing import check_method
 
 HEAVY = {"transformers", "peft", "sklearn", "scipy", "datasets", "pandas", "pyarrow", "matplotlib", "plotly", "umap", "flwr"}
 
@@ -53,6 +60,18 @@ def test_describing_a_method_loads_no_model_library() -> None:
 def test_doctests(name: str) -> None:
     result = doctest.testmod(importlib.import_module(name))
     assert result.failed == 0
+
+
+def test_the_configuration_in_the_first_example_is_in_a_checkout() -> None:
+    (path,) = re.findall(r'fedquilt.run\("(.*?)"\)', fedquilt.__doc__ or "")
+    assert (Path(__file__).resolve().parents[2] / path).is_file()
+
+
+@pytest.mark.parametrize("given", [fedit, fedit(lr=1e-3, steps=1)], ids=["builder", "method"])
+@pytest.mark.parametrize("call", [fedquilt.run, check_method])
+def test_a_method_in_the_place_of_a_name_is_refused_with_the_way_to_one(given: Any, call: Callable[[Any], object]) -> None:
+    with pytest.raises(ConfigError, match=r"'fedit' is given as a method itself(.*\n)*.*fix: register the function"):
+        call(given)
 
 
 def test_run_stays_a_function_after_its_module_was_imported() -> None:

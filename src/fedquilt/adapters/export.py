@@ -218,9 +218,10 @@ model = PeftModel.from_pretrained(base, ".")
 def _whole_card(base: Base, title: str) -> str:
     kind = "CausalLM" if not base.head else "SequenceClassification" if base.transform is None else "ImageClassification"
     logits = f"; {int(base.model.config.num_labels)} logits" if base.head else ""
+    tokenizer = ", without a tokenizer: take that of the base" if base.transform is None else ""
     return f"""# {title}
 
-Trained with fedquilt on {_name(base)}{logits}. This folder is the whole model{", without a tokenizer: take that of the base" if base.transform is None else ""}.
+Trained with fedquilt on {_name(base)}{logits}. This folder is the whole model{tokenizer}.
 
 ```python
 from transformers import AutoModelFor{kind}

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Annotated, Any
+import json
+import re
+import typing
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import typer
 
@@ -13,6 +17,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 GROUP = "fedquilt.methods"
+FILLED = {"tasks": "number of [[tasks]]"}  # by a run, where the configuration is silent
 app = typer.Typer(help="The methods that a configuration can name.", no_args_is_help=True)
 
 
@@ -36,30 +41,58 @@ def show_method(name: Annotated[str, typer.Argument(help="A name from `methods l
     from fedquilt.runs import registry
 
     builder = registry.load(GROUP, name)
-    about = inspect.getdoc(builder) or ""
-    options = _options(registry.schema(builder))
+    about, told = _described(builder)
+    options = _options(registry.schema(builder), told)
     if as_json:
         out.print_json({"name": name, "about": about, "options": options})
         return
     typer.echo(f"{name}\n\n{about}\n")
-    rows = tuple((option["name"], option["type"], _default(option)) for option in options)
-    out.print_table(Table(("option", "type", "default"), rows), "[method]")
+    rows = tuple((option["name"], option["type"], _default(option), option["about"]) for option in options)
+    out.print_table(Table(("option", "type", "default", "meaning"), rows), "[method]")
 
 
 def _first_line(builder: Any) -> str:
-    return (inspect.getdoc(builder) or "").partition("\n")[0]
+    return _described(builder)[0].partition("\n")[0]
+
+
+def _described(builder: Any) -> tuple[str, dict[str, str]]:
+    """A docstring without its markup: the text, and what its ``Args:`` say of each."""
+    text = re.sub(r"(?::\w+)+:`~?([^`]+)`", r"\1", inspect.getdoc(builder) or "").replace("``", "")
+    begin, _, rest = text.partition("\nArgs:\n")
+    section = re.match(r"(?: .*\n?|\n)*", rest)
+    arguments = section[0] if section else ""
+    told = {
+        found[1]: " ".join(found[2].split()).removesuffix(".")
+        for found in re.finditer(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", arguments, re.M)
+    }
+    return f"{begin.strip()}\n\n{rest[len(arguments) :]}".strip(), told
 
 
 def _default(option: dict[str, Any]) -> str:
     if option["required"]:
         return "required"
-    return "not set" if option["default"] is None else repr(option["default"])
+    return FILLED.get(option["name"], "not set") if option["default"] is None else json.dumps(option["default"], default=str)
 
 
-def _options(model: type[BaseModel]) -> list[dict[str, Any]]:
+def _options(model: type[BaseModel], told: dict[str, str]) -> list[dict[str, Any]]:
+    """The builder's own words come first: an option of a plug-in may mean something else there."""
     found = []
     for name, field in model.model_fields.items():
         required = field.is_required()
-        kind = inspect.formatannotation(field.annotation)
-        found.append({"name": name, "type": kind, "required": required, "default": None if required else field.default})
+        about = told.get(name) or field.description or ""
+        default = None if required else field.default
+        required = required and name not in FILLED
+        found.append({"name": name, "type": _type(field.annotation), "required": required, "default": default, "about": about})
     return found
+
+
+def _type(kind: Any) -> str:
+    """As it is written in TOML, which has no null: what may be left out has no other sign than its default."""
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        return _type(parts[0])
+    if origin is Literal:
+        return " | ".join(json.dumps(part) for part in parts)
+    if origin in (Union, UnionType):
+        return " | ".join(_type(part) for part in parts if part is not NoneType)
+    return inspect.formatannotation(kind)

@@ -10,16 +10,24 @@ from typing_extensions import Unpack
 
 from fedquilt import pick
 from fedquilt.local import Training, optimiser
-from fedquilt.method import Method
+from fedquilt.method import Family, Method
 
 
-def centralised_lora(*, mixed: bool = False, adapter: str = "lora", **training: Unpack[Training]) -> Method:
-    """LoRA on the pooled data, one adapter per task or one for all."""
+def centralised_lora(*, mixed: bool = False, adapter: Family = "lora", **training: Unpack[Training]) -> Method:
+    """LoRA on the pooled data, one adapter per task or one for all.
+
+    Args:
+        mixed: one adapter for all tasks together.
+    """
     return _pooled("centralised_lora", adapter, mixed, training)
 
 
 def centralised_full(*, mixed: bool = False, **training: Unpack[Training]) -> Method:
-    """Full fine-tuning on the pooled data, one model per task or one for all."""
+    """Full fine-tuning on the pooled data, one model per task or one for all.
+
+    Args:
+        mixed: one model for all tasks together.
+    """
     return _pooled("centralised_full", "full", mixed, training)
 
 

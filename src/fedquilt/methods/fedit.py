@@ -9,22 +9,20 @@ comparison with one adapter per task is at equal compute; ``per="slot"`` gives e
 
 from __future__ import annotations
 
-from typing import Literal
-
 from typing_extensions import Unpack
 
 from fedquilt import reduce, sample
-from fedquilt.local import Training, optimiser
-from fedquilt.method import Method
+from fedquilt.local import Per, Training, optimiser
+from fedquilt.method import Family, Method
 from fedquilt.reduce.mean import Weighting
 
 
 def fedit(
     *,
-    per: Literal["slot", "task"] = "task",
+    per: Per = "task",
     weighting: Weighting = "samples",
-    participation: float = 1.0,
-    adapter: str = "lora",
+    participation: sample.Participation = 1.0,
+    adapter: Family = "lora",
     **training: Unpack[Training],
 ) -> Method:
     """One adapter for everybody, averaged every round."""

@@ -15,16 +15,16 @@ from typing import Literal
 from typing_extensions import Unpack
 
 from fedquilt import pick, reduce, sample
-from fedquilt.local import Training, optimiser
+from fedquilt.local import Per, Training, optimiser
 from fedquilt.method import Method
 from fedquilt.reduce.mean import Weighting
 
 
 def fedtt(
     *,
-    per: Literal["slot", "task"] = "task",
+    per: Per = "task",
     weighting: Weighting = "samples",
-    participation: float = 1.0,
+    participation: sample.Participation = 1.0,
     **training: Unpack[Training],
 ) -> Method:
     """FedAvg of all cores, biases and the head (algorithm 1)."""
@@ -42,14 +42,16 @@ def fedtt_plus(
     trainable: Literal["paper", "single"] = "paper",
     order: Literal["cyclic", "random", "fixed"] = "cyclic",
     biases: bool = True,
-    per: Literal["slot", "task"] = "task",
+    per: Per = "task",
     weighting: Weighting = "samples",
-    participation: float = 1.0,
+    participation: sample.Participation = 1.0,
     **training: Unpack[Training],
 ) -> Method:
     """In every round only some cores of every train move and travel (algorithm 2); see :class:`fedquilt.pick.cores`.
 
     Args:
+        trainable: ``paper``: the first core, the last and one between them; ``single``: one of all, averaged exactly.
+        order: of the cores between (``single``: of all): they take turns, are drawn for each round, or it is always the same.
         biases: whether biases and the head's dense map train (the paper says nothing of them).
     """
     moving = pick.cores(trainable, order, others=biases)

@@ -20,7 +20,7 @@ from fedquilt import assign, reduce, sample
 from fedquilt.assign.features import Features
 from fedquilt.errors import ConfigError
 from fedquilt.local import Training, optimiser
-from fedquilt.method import Method
+from fedquilt.method import Family, Method
 from fedquilt.reduce.mean import Weighting
 
 
@@ -34,15 +34,17 @@ def fltac(
     estimate_tasks: bool = False,
     first_effort: float = 1.0,
     choice: Literal["server", "clients"] = "server",
-    participation: float = 1.0,
-    adapter: str = "lora",
+    participation: sample.Participation = 1.0,
+    adapter: Family = "lora",
     **training: Unpack[Training],
 ) -> Method:
     """Per-task adapters, k-means with K = ``tasks``, mean inside each cluster.
 
     Args:
-        tasks: number of clusters K.
+        tasks: number of clusters K; to be given where clients have data of their own.
         features: what is compared, see :mod:`fedquilt.assign.features`; ``b_factors`` for adapters and nothing else.
+        constraint: ``cannot-link``: slots of one client are different tasks and never share a cluster; ``none``: plain k-means.
+        head_features: whether the head's tensors are compared, too.
         estimate_tasks: ``tasks`` is only the most there may be; the number is estimated every round and logged.
         first_effort: factor on the local steps of a slot's first round: a wrong first merge can lock in.
         choice: who says which cluster a slot is in. ``clients``: each finds its own from centres that are made of sums alone

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from typing_extensions import Unpack
 
-from fedquilt.local import Training, optimiser
+from fedquilt.local import Per, Training, optimiser
 from fedquilt.method import Method
 
 
-def head_only(*, per: Literal["slot", "task"] = "task", **training: Unpack[Training]) -> Method:
+def head_only(*, per: Per = "task", **training: Unpack[Training]) -> Method:
     """One head for everybody, averaged every round."""
     return Method("head_only", optimiser(training, per=per), adapter="head", slots="client")

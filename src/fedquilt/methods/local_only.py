@@ -8,9 +8,13 @@ from typing_extensions import Unpack
 
 from fedquilt import pick
 from fedquilt.local import Training, optimiser
-from fedquilt.method import Method
+from fedquilt.method import Family, Method
 
 
-def local_only(*, slots: Literal["task", "client"] = "task", adapter: str = "lora", **training: Unpack[Training]) -> Method:
-    """One private adapter per local task (or per client); zero bytes."""
+def local_only(*, slots: Literal["task", "client"] = "task", adapter: Family = "lora", **training: Unpack[Training]) -> Method:
+    """One private adapter per local task (or per client); zero bytes.
+
+    Args:
+        slots: one adapter per local task, or one per client.
+    """
     return Method("local_only", optimiser(training, per="task"), adapter=adapter, slots=slots, share=pick.nothing())

@@ -9,21 +9,19 @@ is exactly zero. The head trains in every round.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from typing_extensions import Unpack
 
 from fedquilt import pick, reduce, sample
-from fedquilt.local import Training, optimiser
+from fedquilt.local import Per, Training, optimiser
 from fedquilt.method import Method
 from fedquilt.reduce.mean import Weighting
 
 
 def rolora(
     *,
-    per: Literal["slot", "task"] = "task",
+    per: Per = "task",
     weighting: Weighting = "samples",
-    participation: float = 1.0,
+    participation: sample.Participation = 1.0,
     **training: Unpack[Training],
 ) -> Method:
     """FedAvg of B and the head in odd rounds, of A and the head in even ones."""

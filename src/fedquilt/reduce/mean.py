@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar, Literal, Protocol
+from typing import Annotated, ClassVar, Literal, Protocol
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from fedquilt import tree
 from fedquilt.types import Stack, Updates
 
-Weighting = Literal["samples", "uniform"]
+Weighting = Annotated[
+    Literal["samples", "uniform"],
+    Field(description="of uploads in an average: by the numbers of training examples, or all alike"),
+]
 
 NUMBERS, COLUMNS = 65_536, 4096  # of a block: 512 KB in float64, so that it and the sums stay in a core's own cache
 

@@ -12,8 +12,9 @@ from typing import Any
 from fedquilt.clock import Drive
 from fedquilt.data.partition import Partition, refuse_own
 from fedquilt.engine.base import Engine
-from fedquilt.errors import StateError
+from fedquilt.errors import ConfigError, StateError
 from fedquilt.meter import Meter
+from fedquilt.method import Method
 from fedquilt.models.loading import by_onednn
 from fedquilt.runs.atomic import write_atomic
 from fedquilt.runs.build import Built, build, set_threads
@@ -29,6 +30,19 @@ def own_engine(built: Built) -> Engine:
     """The engine of the configuration."""
     refuse_own(built.config.partition)
     return built.engine
+
+
+def refuse_method(given: object, where: str) -> None:
+    """Raise where a method stands in the place of a name or of a configuration."""
+    if isinstance(given, Method) or callable(given):
+        name = given.name if isinstance(given, Method) else getattr(given, "__name__", repr(given))
+        raise ConfigError(
+            f"'{name}' is given as a method itself; only the registered name of one can be run",
+            where=where,
+            why="the configuration alone says what a run was, also to a resume and to other machines",
+            fix='register the function that builds it under the entry points "fedquilt.methods" (docs/howto-plugin.md), '
+            'and give its name: [method] name = "..."',
+        )
 
 
 def run(
@@ -48,6 +62,7 @@ def run(
     Raises:
         FedquiltError: see :mod:`fedquilt.errors`.
     """
+    refuse_method(config, "fedquilt.run")
     if isinstance(config, Mapping):
         config = parse(dict(config), Path.cwd())
     elif not isinstance(config, RunConfig):

@@ -7,9 +7,10 @@ import json
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
-from typing import Any, NotRequired, Required
+from typing import Annotated, Any, NotRequired, Required
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from typing_extensions import get_type_hints, is_typeddict
 
@@ -76,7 +77,7 @@ def schema(builder: Builder, provided: tuple[str, ...] = ()) -> type[BaseModel]:
 
 
 def _spread(unpacked: Any) -> dict[str, Any]:
-    """Fields of the TypedDict in ``Unpack[...]``; optional keys without a default stay unset."""
+    """Fields of the TypedDict in ``Unpack[...]``; optional keys without a default (``Field`` in ``Annotated``) stay unset."""
     table = typing.get_args(unpacked)[0]
     total = getattr(table, "__total__", True)
     out: dict[str, Any] = {}
@@ -84,7 +85,13 @@ def _spread(unpacked: Any) -> dict[str, Any]:
         origin: Any = typing.get_origin(hint)
         inner = typing.get_args(hint)[0] if origin in (Required, NotRequired) else hint
         required = origin is Required or (total and origin is not NotRequired)
-        out[name] = (inner, ...) if required else (inner | None, None)
+        known = next((x for x in typing.get_args(inner) if isinstance(x, FieldInfo)), FieldInfo())
+        if required:
+            out[name] = (inner, ...)
+        elif known.is_required():
+            out[name] = (Annotated[inner | None, known], None)
+        else:
+            out[name] = (inner, known.default)
     return out
 
 
