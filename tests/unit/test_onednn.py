@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -168,7 +169,9 @@ def test_an_unknown_library_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
 )
 def test_a_run_says_which_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pays: bool, precision: str, name: str) -> None:
     monkeypatch.setattr(onednn, "pays", lambda: pays)
-    monkeypatch.setattr(launch, "_go", lambda config, folder, *_: folder)
+    wrote: list[dict[str, Any]] = []
+    monkeypatch.setattr(launch, "_go", lambda config, folder, say, saved, choose, env: wrote.append(env))
     config = tiny_config("fedit", model={"name": "tiny:bert", "precision": precision})
-    launch._start(config, tmp_path, Silent(), lambda built: built.engine)
-    assert json.loads((tmp_path / "env.json").read_text())["products"] == name
+    launch._start(config, tmp_path, Silent(), launch.own_engine)
+    assert wrote[0]["products"] == name
+    assert wrote[0]["chosen"] == json.loads(config.chosen())  # what comparisons of runs go by
