@@ -81,10 +81,9 @@ def test_clients_elsewhere_change_no_bit(case: str, tmp_path: Path) -> None:
     assert differences(result(elsewhere(chosen, tmp_path)), result(here)) == []
 
 
-@pytest.mark.parametrize("method", ["fltac", "fedit"])
-def test_a_client_without_data_takes_no_part(method: str, tmp_path: Path) -> None:
+def test_a_client_without_data_takes_no_part(tmp_path: Path) -> None:
     few = {"how": "dirichlet-task", "clients": CLIENTS, "alpha": 0.02}
-    chosen = config(tmp_path, method, rounds=2, seed=1, partition=few)
+    chosen = config(tmp_path, rounds=2, seed=1, partition=few)
     here = run(chosen, directory=tmp_path / "here")
     parts = json.loads((here / "partition.json").read_text())["parts"].values()
     assert any(not any(part[client] for part in parts) for client in range(CLIENTS))
