@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from torch.func import functional_call
 from fedquilt.adapters.lora import lora
 from fedquilt.adapters.vectors import bitfit
 from fedquilt.adapters.whole import full
+from fedquilt.data.partition import Partition
 from fedquilt.errors import ConfigError
 from fedquilt.models import onednn
 from fedquilt.models.loading import Base, ModelConfig, load
@@ -169,9 +170,10 @@ def test_an_unknown_library_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
 )
 def test_a_run_says_which_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pays: bool, precision: str, name: str) -> None:
     monkeypatch.setattr(onednn, "pays", lambda: pays)
-    wrote: list[dict[str, Any]] = []
-    monkeypatch.setattr(launch, "_go", lambda config, folder, say, saved, choose, env: wrote.append(env))
+    monkeypatch.setattr(launch, "build", lambda config, **_: SimpleNamespace(partition=Partition({}, "iid")))
+    monkeypatch.setattr(launch, "_go", lambda built, folder, *_: folder)
     config = tiny_config("fedit", model={"name": "tiny:bert", "precision": precision})
     launch._start(config, tmp_path, Silent(), launch.own_engine)
-    assert wrote[0]["products"] == name
-    assert wrote[0]["chosen"] == json.loads(config.chosen())  # what comparisons of runs go by
+    env = json.loads((tmp_path / "env.json").read_text())
+    assert env["products"] == name
+    assert env["chosen"] == json.loads(config.chosen())  # what comparisons of runs go by

@@ -93,7 +93,7 @@ def resume(directory: Path | str, *, progress: Progress | None = None, engine: C
     if not (folder / "config.toml").exists():
         fix = "check the path; what never got as far as training is started anew by fedquilt run"
         raise StateError("no run to resume", where=str(folder), why="there is no config.toml in it", fix=fix)
-    say = progress or Silent()
+    say, begin = progress or Silent(), time.time()
     with writing(folder), locked(folder):
         config = load_config(folder / "config.toml")
         env = _read_env(folder)
@@ -107,10 +107,16 @@ def resume(directory: Path | str, *, progress: Progress | None = None, engine: C
         if config.threads is None and env["threads"] != set_threads(config):
             say.line(f"warning: started with {env['threads']} threads; bits may differ. Set threads = {env['threads']}")
         saved = Partition.load(folder / "partition.json") if (folder / "partition.json").exists() else None
-        return _go(config, folder, say, saved, engine)
+        built = build(config, saved=saved, progress=say, tick=say.advance)
+        if saved is None:
+            built.partition.save(folder / "partition.json")
+        return _go(built, folder, say, engine, begin)
 
 
 def _start(config: RunConfig, folder: Path, say: Progress, engine: Callable[[Built], Engine]) -> Path:
+    begin = time.time()
+    # Built before anything is written: what cannot be built would be left behind as a run that cannot be resumed.
+    built = build(config, progress=say, tick=say.advance)
     env = {
         "config": config.digest(),
         "chosen": json.loads(config.chosen()),
@@ -121,26 +127,16 @@ def _start(config: RunConfig, folder: Path, say: Progress, engine: Callable[[Bui
         "packages": _versions(),
         "products": "oneDNN" if by_onednn(config.model) else "torch",
     }
-    return _go(config, folder, say, None, engine, env)
+    (folder / "events.jsonl").unlink(missing_ok=True)
+    write_atomic(folder / "env.json", json.dumps(env, indent=1).encode())
+    write_atomic(folder / "config.toml", config.to_toml().encode())
+    built.partition.save(folder / "partition.json")
+    return _go(built, folder, say, engine, begin)
 
 
-def _go(
-    config: RunConfig,
-    folder: Path,
-    say: Progress,
-    saved: Partition | None,
-    choose: Callable[[Built], Engine],
-    env: Mapping[str, Any] | None = None,
-) -> Path:
-    """``env``: of a run that begins."""
-    started = time.time()
-    built = build(config, saved=saved, progress=say, tick=say.advance)
-    if env is not None:  # not before: what cannot be built would be left behind as a run that cannot be resumed
-        (folder / "events.jsonl").unlink(missing_ok=True)
-        write_atomic(folder / "env.json", json.dumps(env, indent=1).encode())
-        write_atomic(folder / "config.toml", config.to_toml().encode())
-    if saved is None:
-        built.partition.save(folder / "partition.json")
+def _go(built: Built, folder: Path, say: Progress, choose: Callable[[Built], Engine], begin: float) -> Path:
+    """``begin``: when all of it began."""
+    config = built.config
     store = Store(folder, every=config.checkpoint_every, last=config.rounds)
     loaded = store.load()
     hub, meter, books = built.program.init(built.adapter.init), Meter(built.adapter.spec), None
@@ -151,7 +147,7 @@ def _go(
         for warning in warnings:
             say.line(f"warning: fell back to the round before\n{warning}")
     log = _Log(folder, config, say)
-    log.event("resume" if loaded else "start", hub.step, time.time() - started)
+    log.event("resume" if loaded else "start", hub.step, time.time() - begin)
     try:
         final = _drive(built, engine, hub, store, meter, log, say).run(hub, books)
     finally:
