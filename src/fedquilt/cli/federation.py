@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Sequence
-from itertools import takewhile
 from pathlib import Path
 from subprocess import Popen
 from typing import TYPE_CHECKING, Annotated
@@ -24,8 +22,7 @@ Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="As fedquilt depl
 Server = Annotated[Path, typer.Option("--server", metavar="FOLDER", help="The server's. Default: this one.")]
 LOOK = 0.5  # seconds between two looks at how far a run is
 OURS = re.compile(r"\d+ of \d+ clients take part|node \d+ takes no part|warning: ")  # of what Flower and the server's app say
-ERROR = re.compile(r"(error: |([A-Za-z_]\w*\.)*[A-Z]\w*(Error|Exception|Exit)\b)")  # ours, or the end of a traceback
-LINES = 10
+LINES = 10  # of a log that names no error
 
 
 def server(folder: Folder = Path()) -> None:
@@ -177,16 +174,11 @@ def finish(run: Path, as_json: bool, log: Path, again: str) -> None:
     Raises:
         StateError: it did not end.
     """
+    from fedquilt.deploy.said import last_error
     from fedquilt.errors import StateError
 
     if not (run / "summary.json").exists():
+        why = last_error(_lines(log), LINES) or "the server said nothing"
         fix = f"mend it (all that the server said: {log}), and continue: {again}"
-        raise StateError("the run did not end", where=str(run), why=reason(_lines(log)), fix=fix)
+        raise StateError("the run did not end", where=str(run), why=why, fix=fix)
     print_result(run, as_json)
-
-
-def reason(said: Sequence[str]) -> str:
-    """The last error of a log, until Flower speaks again in its colours; without one its last lines."""
-    begins = [number for number, line in enumerate(said) if ERROR.match(line)]
-    own = takewhile(lambda line: line and not line.startswith("\033"), said[begins[-1] :]) if begins else said
-    return "\n".join(list(own)[-LINES:]).strip() or "the server said nothing"

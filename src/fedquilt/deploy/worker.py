@@ -28,6 +28,7 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from fedquilt import __version__
+from fedquilt.deploy.said import last_error
 from fedquilt.errors import FedquiltError, StateError
 
 IDLE = 1800.0  # seconds without a message after which a worker ends
@@ -125,9 +126,7 @@ def _why(code: int | None, said: bytes) -> str:
         return f"its worker does not answer after {START:.0f} seconds"
     if code is not None and code < 0:
         return f"its worker was ended by signal {-code}: is there enough memory?"
-    lines = said.decode(errors="replace").strip().splitlines()
-    errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
-    return "\n".join(lines[errors[-1] :] if errors else lines[-1:]) or "no reason given"
+    return last_error(said.decode(errors="replace").strip().splitlines(), 1) or "no reason given"
 
 
 def _texts(config: Path) -> Iterator[bytes]:
