@@ -199,6 +199,17 @@ def test_folders_that_cannot_be_made_are_an_error(station: Station) -> None:
         pass
 
 
+def test_a_change_of_what_is_extended_is_another_worker_s_also_behind_a_byte_order_mark(tmp_path: Path) -> None:
+    base, config = tmp_path / "base.toml", tmp_path / "config.toml"
+    config.write_text('extends = "base.toml"\n', encoding="utf-8-sig")
+    one = worker.Station(config, 0, tmp_path, tmp_path)
+    places = []
+    for rounds in (1, 2):
+        base.write_text(f"rounds = {rounds}\n", encoding="utf-8-sig")
+        places += [one.place, one.place]
+    assert places[0] == places[1] != places[2] == places[3]
+
+
 def test_a_socket_s_path_has_a_length(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="too long for a socket"):
         ask(tmp_path / ("x" * 300), b"", lambda: start(tmp_path / "c", 0, tmp_path, tmp_path / ("x" * 300)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from fedquilt.deploy.worker import IDLE
 from fedquilt.errors import ConfigError
 from fedquilt.runs import registry
+from fedquilt.runs.toml import tables
 
 
 class ServerSettings(BaseModel):
@@ -63,15 +63,9 @@ def read(path: Path, kind: type[Settings]) -> Settings:
         ConfigError: no such file, or not these settings.
     """
     try:
-        given = tomllib.loads(path.read_text(encoding="utf-8"))
+        given = tables(path.read_bytes(), path, path.name)
     except OSError as error:
         fix = "go to a folder that fedquilt deploy init wrote, or name it"
         raise ConfigError(f"there is no {path.name}", where=str(path), why=error.strerror or str(error), fix=fix) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path.name} is not UTF-8", where=str(path), why=str(error), fix="save the file as UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(
-            f"{path.name} is not valid TOML", where=str(path), why=str(error), fix="see the line named above"
-        ) from error
     found: Settings = registry.validate(kind, given, "")
     return found

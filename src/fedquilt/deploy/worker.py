@@ -17,7 +17,6 @@ import subprocess
 import sys
 import threading
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from filelock import FileLock, Timeout
 from fedquilt import __version__
 from fedquilt.deploy.said import last_error
 from fedquilt.errors import FedquiltError, StateError
+from fedquilt.runs.toml import tables
 
 IDLE = 1800.0  # seconds without a message after which a worker ends
 LONGEST_SUM = 86400.0  # seconds that a worker waits, with secrets in its memory, for the slowest client of a sum
@@ -133,7 +133,7 @@ def _texts(config: Path) -> Iterator[bytes]:
     """A configuration's file, and those that it extends."""
     text = config.read_bytes()
     yield text
-    parent = tomllib.loads(text.decode()).get("extends")
+    parent = tables(text, config, "the config file").get("extends")
     if parent is not None:
         yield from _texts(config.parent / str(parent))
 

@@ -24,6 +24,7 @@ from fedquilt.directions import LOWER_IS_BETTER, direction
 from fedquilt.errors import ConfigError
 from fedquilt.models.loading import ModelConfig
 from fedquilt.runs import registry
+from fedquilt.runs.toml import tables
 
 
 class EvaluationConfig(BaseModel):
@@ -112,17 +113,10 @@ def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in children:
         raise ConfigError(f"'{path}' extends itself", where="extends", fix="remove one of the 'extends' lines")
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        raw = tables(path.read_bytes(), path, "the config file")
     except OSError as error:
         raise ConfigError(
             "cannot read the config file", where=str(path), why=error.strerror or str(error), fix="check the path"
-        ) from error
-    except UnicodeDecodeError as error:
-        fix = "save the file as UTF-8"
-        raise ConfigError("the config file is not UTF-8", where=str(path), why=str(error), fix=fix) from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(
-            "the config file is not valid TOML", where=str(path), why=str(error), fix="see the line named above"
         ) from error
     _anchor(raw, path.parent.resolve())
     parent = raw.pop("extends", None)
