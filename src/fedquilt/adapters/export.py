@@ -40,15 +40,16 @@ def write(base: Base, adapter: Adapter, state: State, folder: Path, title: str) 
         raise StateError("cannot write an adapter", where=str(folder), why=why, fix="choose another folder") from error
     if adapter.modules or adapter.prompt or adapter.spec.family == "ia3":
         _peft(base, adapter, state, folder)
-        _write(folder / "README.md", _card(base, title).encode())
+        card = _card(base, title)
     elif adapter.inserts:
         _own(base, adapter, state, folder)
-        _write(folder / "README.md", _own_card(base, title).encode())
+        card = _own_card(base, title)
     else:
         _transformers(base, state, folder)
         if base.transform is not None:
             _write(folder / "preprocessor_config.json", json.dumps(_processor(base.transform), indent=2).encode())
-        _write(folder / "README.md", _whole_card(base, title).encode())
+        card = _whole_card(base, title)
+    _write(folder / "README.md", card.encode())
     return folder
 
 
@@ -140,20 +141,26 @@ def _name(base: Base) -> str:
     return f"`{base.source}`"
 
 
+def _auto(base: Base) -> str:
+    """The class of transformers that opens the base model."""
+    if not base.head:
+        return "AutoModelForCausalLM"
+    return f"AutoModelFor{'Sequence' if base.transform is None else 'Image'}Classification"
+
+
 def _card(base: Base, title: str) -> str:
     if not base.head:
         return _text_card(base, title)
-    classes = int(base.model.config.num_labels)
-    kind = "Sequence" if base.transform is None else "Image"
+    classes, auto = int(base.model.config.num_labels), _auto(base)
     return f"""# {title}
 
 Trained with fedquilt on {_name(base)}; {classes} logits.
 
 ```python
 from peft import PeftModel
-from transformers import AutoModelFor{kind}Classification
+from transformers import {auto}
 
-base = AutoModelFor{kind}Classification.from_pretrained(
+base = {auto}.from_pretrained(
     "{base.source}", num_labels={classes}, ignore_mismatched_sizes=True  # the adapter brings the head
 )
 model = PeftModel.from_pretrained(base, ".")
@@ -180,22 +187,17 @@ logits = model(pixel_values=pixels.permute(2, 0, 1)[None].float(){call}).logits
 
 
 def _own_card(base: Base, title: str) -> str:
-    if base.head:
-        kind = "Sequence" if base.transform is None else "Image"
-        made = f"AutoModelFor{kind}Classification.from_pretrained("
-        made += f'"{base.source}", num_labels={int(base.model.config.num_labels)}, ignore_mismatched_sizes=True)'
-    else:
-        kind, made = "", f'AutoModelForCausalLM.from_pretrained("{base.source}")'
-    name = made.partition(".")[0]
+    auto = _auto(base)
+    head = f", num_labels={int(base.model.config.num_labels)}, ignore_mismatched_sizes=True" if base.head else ""
     return f"""# {title}
 
 Trained with fedquilt on {_name(base)}.
 
 ```python
 import fedquilt
-from transformers import {name}
+from transformers import {auto}
 
-model = fedquilt.load_adapter(".", {made})
+model = fedquilt.load_adapter(".", {auto}.from_pretrained("{base.source}"{head}))
 ```
 """
 
@@ -216,7 +218,7 @@ model = PeftModel.from_pretrained(base, ".")
 
 
 def _whole_card(base: Base, title: str) -> str:
-    kind = "CausalLM" if not base.head else "SequenceClassification" if base.transform is None else "ImageClassification"
+    auto = _auto(base)
     logits = f"; {int(base.model.config.num_labels)} logits" if base.head else ""
     tokenizer = ", without a tokenizer: take that of the base" if base.transform is None else ""
     return f"""# {title}
@@ -224,8 +226,8 @@ def _whole_card(base: Base, title: str) -> str:
 Trained with fedquilt on {_name(base)}{logits}. This folder is the whole model{tokenizer}.
 
 ```python
-from transformers import AutoModelFor{kind}
+from transformers import {auto}
 
-model = AutoModelFor{kind}.from_pretrained(".")
+model = {auto}.from_pretrained(".")
 ```
 {"" if base.transform is None else _seeing(base, base.transform)}"""

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
+from fedquilt.errors import ConfigError
 from fedquilt.types import Hub, Metrics, Round, Slot, Spec, Updates
 
 Fingerprints = Literal["", "states", "fisher"]  # :mod:`fedquilt.models.fingerprint`
@@ -22,6 +23,14 @@ class Assignment:
     metrics: Metrics = field(default_factory=dict)
     memory: Mapping[str, Tensor] = field(default_factory=dict)
     table: Mapping[Slot, int] = field(default_factory=dict)
+
+
+def at_least_one(part: object, *names: str) -> None:
+    """Raise where one of the numbers of an assignment is below 1."""
+    for name in names:
+        if getattr(part, name) < 1:
+            what = f"{name} must be at least 1, got {getattr(part, name)}"
+            raise ConfigError(what, where=f"assign.{type(part).__name__}, {name}", fix="a whole number from 1 on")
 
 
 class Assign(Protocol):

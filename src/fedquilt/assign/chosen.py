@@ -32,11 +32,11 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fedquilt.assign.base import Assignment, Fingerprints
+from fedquilt.assign.base import Assignment, Fingerprints, at_least_one
 from fedquilt.assign.kmeans import LOOKED, kmeans
 from fedquilt.assign.lloyd import assigned, squared
 from fedquilt.assign.sketch import Items, Sketch
-from fedquilt.errors import CompositionError, ConfigError, QuorumError, StateError
+from fedquilt.errors import CompositionError, QuorumError, StateError
 from fedquilt.types import Hub, Round, Slot, Spec, Updates
 
 WIDTH = 256  # numbers of a point before there are axes
@@ -83,10 +83,7 @@ class chosen:
     fingerprint: ClassVar[Fingerprints] = "fisher"
 
     def __post_init__(self) -> None:
-        for name in ("k", "starts"):
-            if getattr(self, name) < 1:
-                what = f"{name} must be at least 1, got {getattr(self, name)}"
-                raise ConfigError(what, where=f"assign.chosen, {name}", fix="a whole number from 1 on")
+        at_least_one(self, "k", "starts")
 
     @property
     def rows(self) -> int:

@@ -17,7 +17,7 @@ from numpy.random import Generator
 from torch import Tensor
 
 from fedquilt import tree
-from fedquilt.assign.base import Assignment, Fingerprints
+from fedquilt.assign.base import Assignment, Fingerprints, at_least_one
 from fedquilt.assign.features import Features, beside, compared, coordinates, described, linear, located, stacked, uploaded
 from fedquilt.assign.history import History, extend, recall
 from fedquilt.assign.lloyd import Clustering, constrained, farthest, from_labels, nearest, plain, plus_plus, silhouette
@@ -74,10 +74,7 @@ class kmeans:
     sees: ClassVar[str] = "content"
 
     def __post_init__(self) -> None:
-        for name in ("k", "restarts"):
-            if getattr(self, name) < 1:
-                what = f"{name} must be at least 1, got {getattr(self, name)}"
-                raise ConfigError(what, where=f"assign.kmeans, {name}", fix="a whole number from 1 on")
+        at_least_one(self, "k", "restarts")
 
     def check(self, spec: Spec) -> None:
         """Whether an adapter has anything to compare.

@@ -66,9 +66,9 @@ def demo(
 
 def _refuse_old(out: Path, chosen: Demo) -> None:
     """Before anything is fetched."""
-    from fedquilt.runs.store import MANIFEST
+    from fedquilt.runs.store import begun
 
-    old = [out / name for name in chosen.runs if (out / name / MANIFEST).exists()]
+    old = [out / name for name in chosen.runs if begun(out / name)]
     if old:
         raise StateError(
             "the folder holds a demonstration already",

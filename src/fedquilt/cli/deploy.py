@@ -55,8 +55,8 @@ def rehearse(
 ) -> None:
     """Run CONFIG on a real Flower network on this machine: a server and every client in processes of their own, over TLS with keys.
 
-    The result is that of fedquilt run. Clients keep their state beside the run directory, in DIR-clients; the same command
-    continues a rehearsal that was interrupted."""
+    The result is that of fedquilt run. Clients keep their state beside the run directory, in DIR-clients, with what the server
+    said; the same command continues a rehearsal that was interrupted."""
     need_flower()
     from fedquilt.data.partition import refuse_own
     from fedquilt.deploy.flower.rehearsal import Rehearsal

@@ -86,6 +86,7 @@ def submit(
     need_flower()
     from fedquilt.deploy.flower.parties import keys, need_server, start_run
     from fedquilt.errors import ConfigError
+    from fedquilt.runs.store import begun
 
     if (config is None) == (resume is None):
         raise ConfigError("either CONFIG or --resume RUN", where="fedquilt submit", fix="name one of them")
@@ -93,7 +94,7 @@ def submit(
     resolved = read_config(config or Path(str(resume)) / "config.toml", override, seed)
     settings = need_server(folder)
     run = (resume or directory or Path("runs") / resolved.name).resolve()
-    if resume is None and (run / "hub.json").exists():
+    if resume is None and begun(run):
         fix = f"continue it (fedquilt submit --resume {run}), or choose another --dir"
         raise ConfigError("the run directory holds a run already", where=str(run), fix=fix)
     expected = clients or len(keys(folder))

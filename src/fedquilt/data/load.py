@@ -81,7 +81,7 @@ def load(task: TaskConfig, *, root: Path, cache: Path, seed: int, columns: Seque
     Raises:
         DataError: a source, file, split or column is missing, a label is null or outside the set, or a split has no usable row.
     """
-    _check_source(task, root)
+    _check_eval_split(task, root)
     wanted = [*task.columns, *([] if task.kind == "generation" else [task.label]), *task.where]
     wanted += [task.group] if task.group else []
     train_table = filtered(_read(task, task.train_split, [*wanted, *task.eval_where, *columns], root, cache, say), task.where)
@@ -128,22 +128,21 @@ def _read_plain(task: TaskConfig, split: str, wanted: Sequence[str] | None, root
     return Table({name: [row[name] for row in rows] for name in names}, task.source, assets.find(rest).labels)
 
 
-def _check_source(task: TaskConfig, root: Path) -> None:
-    """Before anything is read or downloaded: is the source there, and can it have an evaluation split of its own?"""
+def _check_eval_split(task: TaskConfig, root: Path) -> None:
+    """Before anything is read or downloaded: can the source, if it is there, have an evaluation split of its own?"""
     kind, _, rest = task.source.partition(":")
-    if kind == "hub" or "{split}" in rest:
+    if task.eval_split is None or kind == "hub" or "{split}" in rest:
         return
     if kind == "asset":
         assets.find(rest)
     else:
         there = check_file if kind == "file" else pictures.check_folder
         there(root / Path(rest).expanduser())
-    if task.eval_split is not None:
-        raise DataError(
-            f"there is no split {task.eval_split!r}: the source is one set of rows",
-            where=f"task {task.name!r}: {task.source}",
-            fix="leave eval_split out (eval_share of the rows is held out), or write {split} in the path",
-        )
+    raise DataError(
+        f"there is no split {task.eval_split!r}: the source is one set of rows",
+        where=f"task {task.name!r}: {task.source}",
+        fix="leave eval_split out (eval_share of the rows is held out), or write {split} in the path",
+    )
 
 
 def _label_names(task: TaskConfig, table: Table) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from fedquilt.errors import ConfigError, DataError, did_you_mean
 from fedquilt.rng import numpy_generator
 
 SHOWN = 10  # clients that a note names
+WRITE = "fedquilt data partition CONFIG --out FILE"
 
 Index = NDArray[np.int64]
 Parts = tuple[Index, ...]
@@ -68,13 +69,13 @@ class Partition:
         except OSError as error:
             raise DataError("the partition cannot be read", where=str(path), why=str(error), fix="check the path") from error
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            fix = "write it anew: fedquilt data partition CONFIG --out FILE"
+            fix = f"write it anew: {WRITE}"
             raise DataError("this is no partition file", where=str(path), why=repr(error), fix=fix) from error
         sizes = {len(clients) for clients in parts.values()}
         if result.how == "own" and not result.parts:
             return result
         if len(sizes) != 1 or sizes == {0}:
-            fix = "write it anew: fedquilt data partition CONFIG --out FILE"
+            fix = f"write it anew: {WRITE}"
             raise DataError("all tasks of a partition need the same number of clients, at least one", where=str(path), fix=fix)
         return result
 
@@ -263,7 +264,7 @@ def _from_file(tasks: Mapping[str, RawTask | Labels], config: PartitionConfig, r
     saved = Partition.load(path)
     if set(saved.parts) != set(tasks):
         odd = ", ".join(sorted(set(saved.parts) ^ set(tasks)))
-        fix = "write one of these tasks: fedquilt data partition CONFIG --out FILE"
+        fix = f"write one of these tasks: {WRITE}"
         raise DataError(f"the partition is of other tasks: {odd}", where=str(path), fix=fix)
     for name in sorted(tasks):
         rows = np.sort(np.concatenate(saved.parts[name]))
@@ -271,6 +272,6 @@ def _from_file(tasks: Mapping[str, RawTask | Labels], config: PartitionConfig, r
         if not np.array_equal(rows, np.arange(n)):
             span = f"{rows[0]} to {rows[-1]}" if len(rows) else "none"
             why = f"it holds {len(rows)} row numbers ({span}); the task has rows 0 to {n - 1}, each once"
-            fix = "write one for this data: fedquilt data partition CONFIG --out FILE"
+            fix = f"write one for this data: {WRITE}"
             raise DataError(f"the partition does not fit task {name!r}", where=str(path), why=why, fix=fix)
     return {name: saved.parts[name] for name in sorted(tasks)}

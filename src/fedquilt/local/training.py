@@ -10,8 +10,6 @@ from fedquilt.errors import ConfigError
 from fedquilt.local.optimiser import Local, adamw, sgd
 
 ADAMW = "adamw"
-
-
 Per = Annotated[
     Literal["slot", "task"],
     Field(description="task: a client with m tasks makes m times the steps, in mixed batches; slot: as many as every other"),
@@ -37,7 +35,7 @@ class Training(TypedDict, total=False):
     max_norm: Annotated[float, Field(description="clip each slot's gradient to this L2 norm; without it nothing is clipped")]
 
 
-def optimiser(training: Training, *, per: Literal["slot", "task"] = "slot", memory: Literal["reset", "persist"] = "reset") -> Local:
+def optimiser(training: Training, *, per: Per = "slot", memory: Literal["reset", "persist"] = "reset") -> Local:
     """The client-side optimiser of these settings.
 
     Raises:
@@ -45,7 +43,7 @@ def optimiser(training: Training, *, per: Literal["slot", "task"] = "slot", memo
     """
     options = {key: value for key, value in training.items() if key not in ("optimiser", "momentum")}
     if training.get("optimiser", ADAMW) == "sgd":
-        return sgd(**options, per=per, memory=memory, momentum=training.get("momentum", 0.0))  # type: ignore[arg-type]
+        return sgd(**options, per=per, memory=memory, momentum=training.get("momentum", sgd.momentum))  # type: ignore[arg-type]
     if "momentum" in training:
         raise ConfigError("momentum is a setting of SGD", where="method.momentum", fix="method.optimiser = 'sgd', or leave it out")
     return adamw(**options, per=per, memory=memory)  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ from fedquilt.runs.build import Built, build, set_threads
 from fedquilt.runs.config import RunConfig, load_config, parse
 from fedquilt.runs.points import Sketch, records
 from fedquilt.runs.progress import Progress, Silent
-from fedquilt.runs.store import ADAPTERS, MANIFEST, Store, locked, writing
+from fedquilt.runs.store import ADAPTERS, Store, begun, locked, writing
 from fedquilt.runs.summary import write_summary
 from fedquilt.types import Hub, Updates
 
@@ -74,7 +74,7 @@ def run(
         why = error.strerror or str(error)
         raise StateError("cannot make the run directory", where=str(folder), why=why, fix="choose another --dir") from error
     with writing(folder), locked(folder):
-        if (folder / MANIFEST).exists():  # a run that ended before its first commit holds nothing worth keeping
+        if begun(folder):
             raise StateError(
                 "the run directory holds a run already",
                 where=str(folder),

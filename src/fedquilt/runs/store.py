@@ -177,6 +177,11 @@ def _seal(generations: Any) -> str:
     return hashlib.sha256(json.dumps(generations, sort_keys=True).encode()).hexdigest()
 
 
+def begun(folder: Path) -> bool:
+    """Whether there is a run that has committed anything: what ended before holds nothing worth keeping."""
+    return (folder / MANIFEST).exists()
+
+
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The parsed ``hub.json``; None if there is none.
 

@@ -20,7 +20,7 @@ from fedquilt.deploy.remote import Remote
 from fedquilt.errors import ConfigError
 from fedquilt.runs.build import Built
 from fedquilt.runs.launch import resume, run
-from fedquilt.runs.store import MANIFEST
+from fedquilt.runs.store import begun
 
 app = ServerApp()
 
@@ -54,7 +54,7 @@ def main(grid: Grid, context: Context) -> None:
             print(f"node {node} takes no part: {why}", flush=True)  # a ServerApp's output is what the person who submits sees
         return made
 
-    if (directory / MANIFEST).exists():
+    if begun(directory):
         resume(directory, engine=engine)
     else:
         run(str(settings["config"]), directory=directory, engine=engine)
