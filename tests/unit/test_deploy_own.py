@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -333,7 +334,8 @@ def test_what_one_machine_cannot_know_must_be_said(case: str, tmp_path: Path) ->
 
 def test_it_cannot_be_simulated(tmp_path: Path) -> None:
     config: RunConfig = parse(shared("fedit"), tmp_path)
-    for way in (run, plan):
+    for way in (partial(run, directory=tmp_path / "run"), plan):
         with pytest.raises(ConfigError, match="on their own machines"):
             way(config)
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {".lock"}, "a run that cannot be resumed was left behind"
     assert torch.get_num_threads() == 1

@@ -110,13 +110,14 @@ def resume(directory: Path | str, *, progress: Progress | None = None, engine: C
         built = build(config, saved=saved, progress=say, tick=say.advance)
         if saved is None:
             built.partition.save(folder / "partition.json")
-        return _go(built, folder, say, engine, begin)
+        return _go(built, engine(built), folder, say, begin)
 
 
 def _start(config: RunConfig, folder: Path, say: Progress, engine: Callable[[Built], Engine]) -> Path:
     begin = time.time()
     # Built before anything is written: what cannot be built would be left behind as a run that cannot be resumed.
     built = build(config, progress=say, tick=say.advance)
+    trains = engine(built)
     env = {
         "config": config.digest(),
         "chosen": json.loads(config.chosen()),
@@ -131,16 +132,15 @@ def _start(config: RunConfig, folder: Path, say: Progress, engine: Callable[[Bui
     write_atomic(folder / "env.json", json.dumps(env, indent=1).encode())
     write_atomic(folder / "config.toml", config.to_toml().encode())
     built.partition.save(folder / "partition.json")
-    return _go(built, folder, say, engine, begin)
+    return _go(built, trains, folder, say, begin)
 
 
-def _go(built: Built, folder: Path, say: Progress, choose: Callable[[Built], Engine], begin: float) -> Path:
+def _go(built: Built, engine: Engine, folder: Path, say: Progress, begin: float) -> Path:
     """``begin``: when all of it began."""
     config = built.config
     store = Store(folder, every=config.checkpoint_every, last=config.rounds)
     loaded = store.load()
     hub, meter, books = built.program.init(built.adapter.init), Meter(built.adapter.spec), None
-    engine = choose(built)
     engine.kept = store.clients
     if loaded is not None:
         hub, books, warnings = loaded
