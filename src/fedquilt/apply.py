@@ -1,22 +1,23 @@
 """Server optimisers: the reduced updates of a round become the next bank.
 
 ``apply(bank [K, ...], delta [K, ...], touched [K], memory) -> (bank, memory)``. Rows that got no update keep their value and
-their moments.
+their moments. Moments ``[K, ...]`` stand in ``memory`` under :data:`MOMENTUM`, so that they go where their row goes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
 
 from fedquilt import tree
 from fedquilt.errors import ConfigError
-from fedquilt.types import Stack
+from fedquilt.types import Hub, Stack
 
 Memory = Mapping[str, Tensor]
+MOMENTUM = "momentum/"  # in Hub.memory, before the leaf's name
 
 
 class Apply(Protocol):
@@ -25,6 +26,12 @@ class Apply(Protocol):
     def __call__(self, bank: Stack, delta: Stack, touched: Tensor, memory: Memory) -> tuple[Stack, Memory]:
         """The next bank and the next moments."""
         ...
+
+
+def going_on(hub: Hub, source: Tensor) -> Hub:
+    """Every row with the adapter and the moments of row ``source [K]``."""
+    moments = {key: x[source] for key, x in hub.memory.items() if key.startswith(MOMENTUM)}
+    return replace(hub, bank=tree.rows(hub.bank, source), memory={**hub.memory, **moments})
 
 
 def _where(touched: Tensor, new: Tensor, old: Tensor) -> Tensor:
@@ -61,7 +68,7 @@ class momentum:
     def __call__(self, bank: Stack, delta: Stack, touched: Tensor, memory: Memory) -> tuple[Stack, Memory]:
         if self.beta == 0:
             return add(self.lr)(bank, delta, touched, memory)
-        old = {key: memory.get(f"momentum/{key}", d.new_zeros(d.shape)) for key, d in delta.items()}
+        old = {key: memory.get(f"{MOMENTUM}{key}", d.new_zeros(d.shape)) for key, d in delta.items()}
         new = tree.map_leaves(lambda m, d: _where(touched, self.beta * m + d, m), old, delta)
         moved, _ = add(self.lr)(bank, new, touched, {})
-        return moved, {**memory, **{f"momentum/{key}": m for key, m in new.items()}}
+        return moved, {**memory, **{f"{MOMENTUM}{key}": m for key, m in new.items()}}

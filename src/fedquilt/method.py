@@ -151,6 +151,8 @@ def server_step(method: Method, spec: Spec, hub: Hub, updates: Updates, now: Rou
     updates = method.wire.receive(updates)
     assignment = method.assign(updates, hub, spec, now)
     group = assignment.group
+    if assignment.source is not None:
+        hub = apply_.going_on(hub, assignment.source)
     updates = updates.with_delta(rebase(updates, hub, group))
     delta, touched = method.reduce(updates, group, method.assign.rows)
     counts = torch.bincount(group, minlength=method.assign.rows)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import permutations
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from uploads import SPEC, World, federation, make_updates, new_hub, same_partiti
 
 from fedquilt import assign, local, method
 from fedquilt.assign.history import extend, recall
-from fedquilt.assign.kmeans import overlapping
 from fedquilt.types import Hub, Round, Slot
 
 NAMES = [leaf.name for leaf in SPEC.leaves if leaf.role == "lora_B"]
@@ -83,12 +81,3 @@ def test_it_is_the_mean_of_everybodys_own_updates(rounds: list[set[int]]) -> Non
             torch.testing.assert_close(
                 mean[key][i], torch.stack([delta[key] for delta in given_[slot]]).mean(0), rtol=0, atol=1e-12
             )
-
-
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), min_size=1, max_size=8))
-def test_rows_keep_as_many_items_as_any_renaming_could(pairs: list[tuple[int, int]]) -> None:
-    labels, before = torch.tensor([a for a, _ in pairs]), torch.tensor([b for _, b in pairs])
-    rows = overlapping(labels, before, 3)
-    best = max(int((torch.tensor(names)[labels] == before).sum()) for names in permutations((1, 2, 3)))
-    assert int((rows == before).sum()) == best
-    assert same_partition(dict(enumerate(labels.tolist())), dict(enumerate(rows.tolist())))

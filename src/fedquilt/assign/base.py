@@ -17,12 +17,16 @@ Fingerprints = Literal["", "states", "fisher"]  # :mod:`fedquilt.models.fingerpr
 
 @dataclass(frozen=True)
 class Assignment:
-    """Row of each contribution ``[n]`` int64, numbers worth logging, what the part keeps, and new rows of slots that are away."""
+    """Row of each contribution ``[n]`` int64, numbers worth logging, what the part keeps, and new rows of slots that are away.
+
+    ``source [rows]``: the row whose adapter and moments each row goes on with; None: its own.
+    """
 
     group: Tensor
     metrics: Metrics = field(default_factory=dict)
     memory: Mapping[str, Tensor] = field(default_factory=dict)
     table: Mapping[Slot, int] = field(default_factory=dict)
+    source: Tensor | None = None
 
 
 def at_least_one(part: object, *names: str) -> None:

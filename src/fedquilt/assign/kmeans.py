@@ -20,6 +20,7 @@ from fedquilt import tree
 from fedquilt.assign.base import Assignment, Fingerprints, at_least_one
 from fedquilt.assign.features import Features, beside, compared, coordinates, described, linear, located, stacked, uploaded
 from fedquilt.assign.history import History, extend, recall
+from fedquilt.assign.identity import by_members, by_place
 from fedquilt.assign.lloyd import Clustering, constrained, farthest, from_labels, nearest, plain, plus_plus, silhouette
 from fedquilt.assign.sketch import EXACT, Items
 from fedquilt.errors import CompositionError, ConfigError
@@ -149,7 +150,7 @@ class kmeans:
         # Who is absent would be forgotten by a fresh start: a cohort may lack whole tasks.
         fresh = set(hub.table) <= set(updates.origin) or not bool((before > 0).any())
         found, metrics = self._best(cloud, self._known(cloud, bank_points, before, hub), now, fresh=fresh)
-        rows = self._rows(found.labels, items, hub)
+        rows = self._rows(found.labels, points, bank_points, items, hub, spec)
         return Assignment(rows, {**metrics, "moved": float((rows != before).sum())})
 
     def _by_history(self, updates: Updates, hub: Hub, spec: Spec, now: Round) -> Assignment:
@@ -159,10 +160,10 @@ class kmeans:
         cloud = self._described(past, spec, now)
         before = torch.tensor([hub.row_of(slot) for slot in past.slots])
         found, metrics = self._best(cloud, self._known(cloud, None, before, hub), now, fresh=True)
-        rows = overlapping(found.labels, before, self.k)
+        rows, source = by_members(found.labels, before, self.k)
         table = dict(zip(past.slots, rows.tolist(), strict=True))
         metrics = {**metrics, "moved": float((rows != before).sum())}
-        return Assignment(torch.tensor([table[slot] for slot in updates.origin]), metrics, past.memory(), table)
+        return Assignment(torch.tensor([table[slot] for slot in updates.origin]), metrics, past.memory(), table, source)
 
     def _described(self, past: History, spec: Spec, now: Round) -> Cloud:
         """All slots ever seen."""
@@ -235,23 +236,18 @@ class kmeans:
         points = located([items, bank], spec, self.features, self.head, now.seed)
         return points[: len(updates)], points[len(updates) :]
 
+    def _rows(self, labels: Tensor, points: Tensor, bank_points: Tensor | None, items: Items, hub: Hub, spec: Spec) -> Tensor:
+        """The clusters' rows by the features that made them: a head, or a factor's gauge, that was not compared does not count."""
+        if bank_points is not None:
+            return by_place(labels, from_labels(points, labels, self.k), bank_points)
+        names = compared(items.leaves, spec, self.features, self.head)  # changes have no place; what they lead to has
+        some = Items(items.n, {name: items.leaves[name] for name in names})
+        return by_place(labels, some.means(labels, self.k), tree.flatten_rows(tree.select(hub.bank, names))[1:])
+
     def _run(self, cloud: Cloud, start: Tensor, *, known: bool = False) -> Clustering:
         if self.constraint == "none":
             return (nearest if known else plain)(cloud.points, start, cloud.weight)
         return constrained(cloud.points, start, cloud.clients, cloud.weight)
-
-    def _rows(self, labels: Tensor, items: Items, hub: Hub) -> Tensor:
-        """Cluster labels are arbitrary: match the clusters' means to the previous rows, so that a row keeps its meaning."""
-        from scipy.optimize import linear_sum_assignment
-
-        used = torch.unique(labels)
-        centres = items.means(labels, self.k)[used]
-        bank = tree.flatten_rows(tree.select(hub.bank, items.leaves))[1:]
-        distance = torch.cdist(centres, bank.double(), compute_mode="donot_use_mm_for_euclid_dist").square()
-        cluster, row = linear_sum_assignment(distance.numpy())
-        table = torch.zeros(int(labels.max()) + 1, dtype=torch.long)
-        table[used[torch.as_tensor(cluster)]] = torch.as_tensor(row) + 1
-        return table[labels]
 
 
 def own_slots(clients: Sequence[int]) -> list[list[int]]:
@@ -274,15 +270,3 @@ def of_some_clients(clients: Sequence[int], stream: Generator) -> Tensor:
 def most_slots(clients: Sequence[int]) -> int:
     """Slots of the client that has the most: under cannot-link there are at least so many clusters."""
     return max(Counter(clients).values(), default=0)
-
-
-def overlapping(labels: Tensor, before: Tensor, k: int) -> Tensor:
-    """Rows 1..k ``[n]`` for cluster ``labels [n]``: the one-to-one match that leaves most items in the row they had (0: none)."""
-    from scipy.optimize import linear_sum_assignment
-
-    shared = torch.zeros((k, k))
-    known = before > 0
-    shared.index_put_((labels[known], before[known] - 1), torch.ones(int(known.sum())), accumulate=True)
-    _, row = linear_sum_assignment(-shared.numpy())
-    found: Tensor = torch.as_tensor(row)[labels] + 1
-    return found
