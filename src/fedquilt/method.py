@@ -236,12 +236,26 @@ def _noise(method: Method, spec: Spec) -> None:
                 why="the noise is calibrated for that sensitivity",
                 fix=f"wire = chain((clip({part.clip}), {part}))",
             )
-        if method.assign.sees == "content":
+        if method.assign.sees == "content" or isinstance(method.assign, assign_.chosen):
             raise CompositionError(
                 f"central noise does not protect what {type(method.assign).__name__} reads",
                 where="method.wire",
-                why="rows are chosen by the updates themselves, and an update that changes rows is no longer clipped",
+                why="rows are chosen by the updates or the data themselves, and an update that changes rows is no longer clipped",
                 fix="drop the noise, or assign = one()",
+            )
+        if method.slots in ("task", "pooled-task"):
+            raise CompositionError(
+                "central noise needs one update per client",
+                where="method.slots",
+                why="slots are clipped one by one, and a client with several moves the mean by more than clip / n",
+                fix="slots = 'client'",
+            )
+        if spec.head == "per-task":
+            raise CompositionError(
+                "central noise is too small for per-task heads",
+                where="adapter.head",
+                why="a head is averaged over those who changed it, fewer than the noise is calibrated for",
+                fix="use head = 'federated', 'private' or 'frozen'",
             )
         if not method.reduce.unweighted:
             raise CompositionError(

@@ -2,16 +2,19 @@
 
 A public seed is ``blake2b(run seed, purpose, client, round, ...)``: no generator state has to be saved in a checkpoint, and
 client order, batching, number of processes and restarts cannot change a draw. Noise that protects somebody (differential
-privacy, masks of secure aggregation) must not be predictable from the run seed and uses :func:`secret_generator`.
+privacy, masks of secure aggregation) must not be predictable from the run seed: :func:`secret_normal`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import secrets
+import math
+import os
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 Salt = int | str
 
@@ -36,6 +39,13 @@ def numpy_generator(seed: int, *salt: Salt) -> np.random.Generator:
     return np.random.default_rng(derive(seed, *salt))
 
 
-def secret_generator() -> torch.Generator:
-    """A CPU generator seeded with operating-system entropy: different at every call, by design not reproducible."""
-    return torch.Generator().manual_seed(secrets.randbits(63))
+def secret_normal(shape: Sequence[int]) -> Tensor:
+    """Standard normal numbers, float64, from operating-system entropy alone: by design not reproducible.
+
+    Two uniform numbers of 53 bits for each (Box & Muller 1958). No generator is seeded: on a CPU torch's keeps 32 bits of a seed,
+    few enough for somebody who knows one of the numbers to try them all.
+    """
+    drawn = np.frombuffer(os.urandom(16 * math.prod(shape)), dtype=np.uint64).reshape(2, *shape)
+    radius, turn = torch.from_numpy(((drawn >> np.uint64(11)) + 0.5) * 2.0**-53)
+    normal: Tensor = (-2 * radius.log()).sqrt() * (2 * math.pi * turn).cos()
+    return normal

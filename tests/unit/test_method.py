@@ -21,7 +21,7 @@ from fedquilt.methods.fltac import fltac
 from fedquilt.methods.head_only import head_only
 from fedquilt.methods.local_only import local_only
 from fedquilt.privacy.sums import Total
-from fedquilt.types import Hub, Job, Leaf, Round, Slot, Spec, Updates
+from fedquilt.types import Hub, Job, Leaf, Round, Slot, Spec, State, Updates
 from fedquilt.wire.chain import Plain
 
 NOW = Round(1, 0)
@@ -210,6 +210,9 @@ class peeking(Plain):
     sees: ClassVar[str] = "each"
 
 
+NOISY_SUMS = wire.chain((wire.clip(1.0), wire.central_noise(1.0, clip=1.0), wire.masked()))
+
+
 def noisy(**changes: object) -> Method:
     parts = wire.chain((wire.clip(1.0), wire.central_noise(1.0, clip=1.0)))
     base = Method("m", LOCAL, wire=parts, reduce=reduce.mean("uniform"))
@@ -230,6 +233,8 @@ def noisy(**changes: object) -> Method:
         (noisy(wire=wire.chain((wire.clip(1.0), wire.clip(3.0), wire.central_noise(1.0, clip=1.0)))), "needs a clip to 1.0"),
         (noisy(reduce=reduce.mean("samples")), "unweighted mean"),
         (noisy(assign=assign.kmeans(2)), "does not protect what kmeans reads"),
+        (noisy(assign=assign.chosen(2), wire=NOISY_SUMS), "does not protect what chosen reads"),
+        (noisy(slots="task"), "one update per client"),
         (Method("m", LOCAL, first_effort=0.0), "first_effort must be positive"),
         (Method("m", LOCAL, first_effort=float("nan")), "first_effort must be positive"),
     ],
@@ -241,6 +246,7 @@ def test_impossible_mixes_are_refused_in_one_sentence(method: Method, message: s
 
 def test_possible_mixes_are_not() -> None:
     compose(noisy(), SPEC)
+    compose(noisy(wire=NOISY_SUMS), SPEC)
     compose(Method("m", LOCAL, wire=wire.chain((masking(),))), SPEC)
     compose(Method("m", LOCAL, assign=assign.kmeans(2)), SPEC)
 
@@ -249,6 +255,30 @@ def test_per_task_heads_would_tell_the_label() -> None:
     # Trap 7.
     with pytest.raises(CompositionError, match="which head changed is its label"):
         compose(fltac(tasks=2, features="b_factors", lr=1.0, steps=1), replace(SPEC, head="per-task"))
+
+
+def test_a_per_task_head_has_fewer_contributors_than_the_noise_is_calibrated_for() -> None:
+    with pytest.raises(CompositionError, match="too small for per-task heads"):
+        compose(noisy(), replace(SPEC, head="per-task"))
+
+
+def test_zeros_in_the_place_of_a_clipped_update_move_the_mean_by_at_most_clip_over_n() -> None:
+    # What the noise is calibrated for; another update in its place moves it by up to twice that.
+    clip, n, worst = wire.clip(1.5), 4, {"zeros": 0.0, "another": 0.0}
+    for seed in range(50):
+        sent = [clip.send(state(n * seed + i, 3.0), None) for i in range(n)]
+        mean = tree.flatten(reduced(sent))
+        for name, other in (("zeros", tree.zeros_like(sent[0])), ("another", tree.scale(sent[0], -1.0))):
+            worst[name] = max(worst[name], float((tree.flatten(reduced([other, *sent[1:]])) - mean).norm()))
+    assert worst["zeros"] == pytest.approx(1.5 / n)
+    assert worst["another"] == pytest.approx(2 * 1.5 / n)
+
+
+def reduced(sent: list[State]) -> State:
+    """Their unweighted mean."""
+    updates = make_updates({Slot(client, 0): delta for client, delta in enumerate(sent)})
+    found, _ = reduce.mean("uniform")(updates, torch.zeros(len(sent), dtype=torch.long), 1)
+    return tree.row(found, 0)
 
 
 def test_per_task_heads_are_averaged_by_looking_who_changed_them() -> None:

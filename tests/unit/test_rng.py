@@ -8,11 +8,13 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import kstest
 
-from fedquilt.rng import derive, generator, numpy_generator, secret_generator
+from fedquilt.rng import derive, generator, numpy_generator, secret_normal
 
 SALT = st.lists(st.integers() | st.text(st.characters(exclude_characters="\x1f", exclude_categories=["Cs"])), max_size=4)
 
@@ -66,9 +68,23 @@ def test_generators_start_from_the_derived_seed_and_leave_global_state_alone() -
     assert np.array_equal(before_numpy, np.random.get_state()[1])
 
 
-def test_secret_generators_do_not_repeat_and_do_not_follow_the_global_seed() -> None:
-    seeds = set()
-    for _ in range(8):
-        torch.manual_seed(0)
-        seeds.add(secret_generator().initial_seed())
-    assert len(seeds) == 8
+def test_secret_numbers_are_normal_and_do_not_follow_the_global_seed() -> None:
+    torch.manual_seed(0)
+    one = secret_normal((40, 500))
+    torch.manual_seed(0)
+    assert not torch.equal(one, secret_normal((40, 500)))
+    assert one.dtype == torch.float64
+    # Fails once in a million times: nobody can seed it.
+    assert kstest(one.flatten().numpy(), "norm").pvalue > 1e-6
+
+
+def test_secret_numbers_are_made_of_entropy_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 128 bits each: torch keeps 32 of a seed, which are quickly tried.
+    given = np.random.default_rng(0).integers(0, 2**64, size=(2, 3, 5), dtype=np.uint64)
+    given[0, 0, :2] = 0, 2**64 - 1
+    monkeypatch.setattr("os.urandom", lambda size: given.tobytes() if size == given.nbytes else b"")
+    first, second = ((given >> np.uint64(11)).astype(np.float64) + 0.5) / 2**53
+    expected = np.sqrt(-2 * np.log(first)) * np.cos(2 * np.pi * second)
+    found = secret_normal((3, 5))
+    assert np.isfinite(expected).all()
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12, atol=1e-12)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedquilt import tree
 from fedquilt.errors import ConfigError
-from fedquilt.rng import secret_generator
+from fedquilt.rng import secret_normal
 from fedquilt.types import Job, Stack, State
 from fedquilt.wire.chain import Plain
 
@@ -41,10 +41,12 @@ class clip(Plain):
 class central_noise(Plain):
     """Add Gaussian noise of standard deviation ``multiplier * clip / contributors`` to every touched row's mean.
 
-    Calibrated for an *unweighted mean of clipped updates* only: one client then moves the mean by at most clip / n. The check
-    of composition refuses it with any other reduction. The noise comes from the operating system's entropy: a public seed
-    would let anybody subtract it.
-    Source: DP-FedAvg (McMahan et al. 2018), Gaussian mechanism on the flat-clipped mean.
+    Calibrated for an *unweighted mean of clipped updates*, one per client: zeros in the place of one client's update then move
+    the mean by at most clip / n (zero-out adjacency; another update in its place, or a client more or less: by at most twice
+    that). Who took part counts as known. The check of composition refuses it with any other reduction. The noise comes from the
+    operating system's entropy: a public seed would let anybody subtract it.
+    Source: DP-FedAvg (McMahan et al. 2018), Gaussian mechanism on the flat-clipped mean; there n is the expected number of
+    clients, here that of those who came.
     """
 
     multiplier: float
@@ -53,12 +55,11 @@ class central_noise(Plain):
     needs_unweighted_mean: ClassVar[bool] = True
 
     def finish(self, delta: Stack, touched: Tensor, counts: Tensor) -> Stack:
-        source = secret_generator()
         std = self.multiplier * self.clip / counts.clamp(min=1).double()
 
         def noisy(d: Tensor) -> Tensor:
             shape = (-1, *[1] * (d.dim() - 1))
-            noise = torch.randn(d.shape, generator=source, dtype=torch.float64) * std.view(shape)
+            noise = secret_normal(d.shape) * std.view(shape)
             return torch.where(touched.view(shape), d + noise.to(d.dtype), d)
 
         return tree.map_leaves(noisy, delta)
