@@ -195,6 +195,25 @@ def test_places_of_a_task_are_adapters_of_their_own(tiny: Callable[..., RunConfi
     assert (two.adapters, two.up, two.total) == (2 * one.adapters, 2 * one.up, 2 * one.total)
 
 
+@pytest.mark.parametrize("method", ["fedit", "fltac"])
+def test_bytes_where_clients_add_up_are_those_of_the_plan(method: str, tiny: Callable[..., RunConfig]) -> None:
+    more = {"choice": "clients"} if method == "fltac" else {}
+    config = tiny(method, secure_aggregation=True, method=more, partition={"how": "iid", "clients": 4})
+    line, planned = by_method(found := cost(config))[method], plan(config)
+    assert (line.up, line.down) == (planned.up[0], planned.down[0])
+    assert found.notes.count("secure aggregation: bytes are those of a sum over 4 clients") == 1
+
+
+def test_what_is_sent_once_is_said(tiny: Callable[..., RunConfig]) -> None:
+    config = tiny("fltac", method={"features": "fisher"})
+    (note,) = (note for note in cost(config).notes if "fingerprint" in note)
+    (planned,) = (note for note in plan(config).notes if "fingerprint" in note)
+    size = fingerprint_size(build(config).fingerprint)
+    assert f"{size:,} bytes more" in planned
+    assert f"{cost(config).lines[0].adapters * size:,} bytes more" in note
+    assert cost(tiny("fltac", method={"features": "b_factors"})).notes == ()
+
+
 def test_an_impossible_comparison_is_left_out_with_a_reason(tiny: Callable[..., RunConfig]) -> None:
     found = cost(tiny("fedit", adapter={"head": "per-task"}))
     assert "fltac" not in by_method(found)

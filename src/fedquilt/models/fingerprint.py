@@ -22,6 +22,19 @@ from fedquilt.types import Batch, Spec, State
 TINY = 1e-12  # relative; below it a squared gradient counts as zero
 
 
+def numbers(kind: str, base: Base, spec: Spec) -> int:
+    """How many numbers a fingerprint of this :data:`fedquilt.assign.base.Fingerprints` has, without data or a network."""
+    if kind == "fisher":
+        return sum(leaf.size for leaf in spec.only(seen_by_fisher(spec)))
+    return Fingerprint(base).size if kind else 0
+
+
+def seen_by_fisher(spec: Spec) -> tuple[str, ...]:
+    """LoRA's B; without factors everything but the head."""
+    head = spec.names("head")
+    return spec.names("lora_B") or tuple(name for name in spec.names() if name not in head)
+
+
 class Look(Protocol):
     """A way of looking at data.
 
@@ -98,8 +111,7 @@ class Fisher:
 
     def __init__(self, network: Network, spec: Spec) -> None:
         self.network, self.spec = network, spec
-        head = spec.names("head")
-        self.names = spec.names("lora_B") or tuple(name for name in spec.names() if name not in head)
+        self.names = seen_by_fisher(spec)
 
     @property
     def size(self) -> int:

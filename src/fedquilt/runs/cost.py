@@ -15,12 +15,14 @@ from fedquilt.data.files import default_cache
 from fedquilt.data.load import load
 from fedquilt.data.spec import TaskConfig
 from fedquilt.errors import CompositionError
-from fedquilt.method import compose
+from fedquilt.meter import fingerprint_size
+from fedquilt.method import ClientPlan, compose
+from fedquilt.models.fingerprint import numbers
 from fedquilt.models.meta import Shape, Use, find_shape, meta_base
 from fedquilt.runs.accounting import PaperCount, as_in_paper
 from fedquilt.runs.config import RunConfig, parse
 from fedquilt.runs.parts import check, make_adapter, make_method
-from fedquilt.runs.plan import mean, traffic
+from fedquilt.runs.plan import mean, summed, traffic
 from fedquilt.types import Round, Spec
 
 SHARED_KEYS = ("targets", "alpha", "dropout", "head")  # of [adapter]: what the compared methods take from the configuration
@@ -94,7 +96,7 @@ def cost(config: RunConfig, *, fltac_rank: int = 1, fedit_rank: int = 16, use: U
             notes += note
         except CompositionError as error:
             notes.append(f"{name} is not counted: {error.what}")
-    return Cost(shape, use, len(config.tasks), classes, tuple(lines), tuple(notes))
+    return Cost(shape, use, len(config.tasks), classes, tuple(lines), tuple(dict.fromkeys(notes)))
 
 
 def paper_costs() -> list[Cost]:
@@ -151,10 +153,10 @@ def _line(name: str, config: RunConfig, shape: Shape, use: Use, classes: int) ->
     client = compose(method, spec).client
     trained = [set(client.train(Round(number, config.seed))) for number in range(1, config.rounds + 1)]
     heads, rest = (_sizes(spec, trained, head=head) for head in (True, False))
-    ups, downs = zip(*traffic(spec, client, config.rounds, config.seed), strict=True)
     held = {"task": tasks * config.partition.slots_per_task, "pooled-task": tasks}.get(method.slots, 1)
     counted = name == "full" or spec.family == "lora"
     roles = tuple(config.adapter.get("targets", ("q", "v")))
+    up, down, notes = _bytes(name, config, client, spec, held, numbers(client.fingerprint, base, spec))
     line = Line(
         name,
         spec.rank,
@@ -162,12 +164,25 @@ def _line(name: str, config: RunConfig, shape: Shape, use: Use, classes: int) ->
         adapter=mean([held * size for size in rest]),
         head=mean([held * size for size in heads]),
         paper=as_in_paper(name, shape, use, tasks=tasks, classes=classes, rank=spec.rank, roles=roles) if counted else None,
-        up=mean([held * size for size in ups]),
-        down=mean([held * size for size in downs]),
+        up=up,
+        down=down,
     )
-    most = f"{held * min(rest):,} to {held * max(rest):,} parameters of the adapter"
-    note = f"{name} trains other leaves in other rounds, {most}; shown are means over {config.rounds} rounds"
-    return line, [note] if len(set(rest)) > 1 else []
+    if len(set(rest)) > 1:
+        most = f"{held * min(rest):,} to {held * max(rest):,} parameters of the adapter"
+        notes.insert(0, f"{name} trains other leaves in other rounds, {most}; shown are means over {config.rounds} rounds")
+    return line, notes
+
+
+def _bytes(name: str, config: RunConfig, client: ClientPlan, spec: Spec, held: int, look: int) -> tuple[int, int, list[str]]:
+    """Up and down per round of a client with so many slots, and what is not in it; ``look``: numbers of a fingerprint."""
+    up, down = (mean([held * size for size in way]) for way in zip(*traffic(spec, client, config.rounds, config.seed), strict=True))
+    if client.summed:
+        clients = config.partition.clients
+        vector, more, notes = summed(config, spec, client, clients, look)
+        said = f"secure aggregation: bytes are those of a sum over {clients} clients"
+        return vector, more + (0 if client.choose else down), [said, *notes]
+    once = f"{name} sends a fingerprint of every slot's data once: {held * fingerprint_size(look):,} bytes more in the first round"
+    return up, down, [once] if look else []
 
 
 def _sizes(spec: Spec, trained: Sequence[Collection[str]], *, head: bool) -> list[int]:

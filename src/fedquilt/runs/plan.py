@@ -11,7 +11,7 @@ from fedquilt.delivery import Delivery
 from fedquilt.meter import Meter, fingerprint_size
 from fedquilt.method import ClientPlan
 from fedquilt.privacy.sums import traffic as traffic_of_a_sum
-from fedquilt.runs.build import Built, build
+from fedquilt.runs.build import build
 from fedquilt.runs.config import RunConfig
 from fedquilt.runs.memory import peak
 from fedquilt.types import Job, Round, Slot, Spec
@@ -64,7 +64,8 @@ def plan(config: RunConfig) -> Plan:
     up = {c: mean([n * size for size in ups]) for c, n in roster.items()}
     down = {c: mean([n * size for size in downs]) for c, n in roster.items()}
     if client.summed:
-        up, down, said = summed(built, up, down)
+        vector, more, said = summed(config, spec, client, len(up), built.fingerprint)
+        up, down = dict.fromkeys(up, vector), {c: more + (0 if client.choose else size) for c, size in down.items()}
         notes += said
     for way, found in (("up", ups), ("down", downs)):
         if len(set(found)) > 1 and not client.summed:
@@ -97,19 +98,17 @@ def traffic(spec: Spec, client: ClientPlan, rounds: int, seed: int) -> list[tupl
     return sizes
 
 
-def summed(built: Built, up: Mapping[int, int], down: Mapping[int, int]) -> tuple[dict[int, int], dict[int, int], list[str]]:
-    """The same where clients add up among themselves: vectors instead of changes, and what the protocol takes beside them."""
-    spec, client, clients, numbers = built.adapter.spec, built.program.client, len(up), []
-    for number in range(1, built.config.rounds + 1):
-        numbers.append(client.layout(spec, Round(number, built.config.seed)).size)
-    more_down, more_up = traffic_of_a_sum(clients, mean(numbers))
+def summed(config: RunConfig, spec: Spec, client: ClientPlan, clients: int, look: int) -> tuple[int, int, list[str]]:
+    """Bytes up, and bytes down beside what is sent to every slot, where so many clients add up among themselves: vectors instead of
+    changes, and what the protocol takes. ``look``: numbers of a fingerprint."""
+    numbers = [client.layout(spec, Round(number, config.seed)).size for number in range(1, config.rounds + 1)]
+    more_down, up = traffic_of_a_sum(clients, mean(numbers))
     if not client.choose:
-        return dict.fromkeys(up, more_up), {c: size + more_down for c, size in down.items()}, []
-    told = client.offer(spec, Round(1, built.config.seed), built.fingerprint)
+        return up, more_down, []
     note = (
         "clients find clusters before the first round and whenever somebody new comes: several sums more, about as much as a round"
     )
-    return dict.fromkeys(up, more_up), dict.fromkeys(down, more_down + told), [note]
+    return up, more_down + client.offer(spec, Round(1, config.seed), look), [note]
 
 
 def mean(values: Sequence[int]) -> int:
