@@ -169,6 +169,21 @@ def test_a_checkpoint_that_was_cut_or_is_gone_falls_back_too(done: Path, tmp_pat
     assert "cannot read hub-" in resumed(gone, done).err
 
 
+@pytest.mark.parametrize("kind", ["hub", "clients"])
+def test_a_corrupt_checkpoint_is_not_exported_as_the_one_before(done: Path, tmp_path: Path, kind: str) -> None:
+    run = shutil.copytree(done, tmp_path / "run")
+    flip(newest(run, kind))
+    before = result(run)
+    for words in (("export", run), ("export", run, "--out", tmp_path / "out")):
+        message = fedquilt(*words).complaint(5)
+        assert f"{kind}-{ROUNDS:06d}.safetensors is corrupt" in message
+        assert f"fix: fedquilt resume {run}" in message
+    assert differences(result(run), before) == []
+    assert not (tmp_path / "out").exists()
+    resumed(run, done)
+    assert fedquilt("export", run, "--out", tmp_path / "out").code == 0
+
+
 def test_two_corrupt_checkpoints_are_an_error_and_nothing_is_overwritten(done: Path, tmp_path: Path) -> None:
     run = shutil.copytree(done, tmp_path / "run")
     for path in (run / "state").glob("hub-*"):

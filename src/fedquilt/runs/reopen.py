@@ -17,14 +17,18 @@ def reopen(run: Path) -> tuple[Built, Hub]:
     """A run directory's federation as its last committed round left it, and that round's hub.
 
     Raises:
-        StateError: no run there, or nothing committed.
+        StateError: no run there, nothing committed, or that round is damaged: who asks for adapters is not given older ones.
     """
     if not (run / "config.toml").is_file():
         fix = "give the folder that `fedquilt run` printed"
         raise StateError(f"'{run}' is not a run directory", where=str(run), why="it holds no config.toml", fix=fix)
     store = Store(run)
     store.clients.most_open = sys.maxsize  # the run may still be going on, and removes what it has replaced
-    loaded = store.load()
+    try:
+        loaded = store.load(strict=True)
+    except StateError as error:
+        fix = error.fix or f"fedquilt resume {run} goes back to the round before, and on from there"
+        raise StateError(error.what, where=error.where, why=error.why, fix=fix) from error
     if loaded is None:
         raise StateError("the run has no committed round", where=str(run), fix=f"fedquilt resume {run}")
     built = build(load_config(run / "config.toml"), saved=Partition.load(run / "partition.json"))
