@@ -7,14 +7,14 @@ their moments. Moments ``[K, ...]`` stand in ``memory`` under :data:`MOMENTUM`, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from fedquilt import tree
 from fedquilt.errors import ConfigError
-from fedquilt.types import Hub, Stack
+from fedquilt.types import Stack
 
 Memory = Mapping[str, Tensor]
 MOMENTUM = "momentum/"  # in Hub.memory, before the leaf's name
@@ -26,12 +26,6 @@ class Apply(Protocol):
     def __call__(self, bank: Stack, delta: Stack, touched: Tensor, memory: Memory) -> tuple[Stack, Memory]:
         """The next bank and the next moments."""
         ...
-
-
-def going_on(hub: Hub, source: Tensor) -> Hub:
-    """Every row with the adapter and the moments of row ``source [K]``."""
-    moments = {key: x[source] for key, x in hub.memory.items() if key.startswith(MOMENTUM)}
-    return replace(hub, bank=tree.rows(hub.bank, source), memory={**hub.memory, **moments})
 
 
 def _where(touched: Tensor, new: Tensor, old: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from fedquilt.engine.base import Engine
 from fedquilt.errors import FedquiltError, QuorumError
 from fedquilt.gate import Gate, Rejection
 from fedquilt.meter import Meter
-from fedquilt.method import Program, collect
+from fedquilt.method import Program, collect, remembering
 from fedquilt.privacy.sums import Sums, Total
 from fedquilt.types import Failure, Hub, Job, Metrics, Reply, Round, Shipment, Slot, Spec, Updates
 
@@ -172,9 +172,8 @@ class Drive:
                     why=f"{came.usable} of {asked} in the last one; rounds.jsonl has the codes of the others",
                     fix="lower method.lr if the code is 'nonfinite'; a longer deadline or a smaller quorum if it is 'lost'",
                 )
-            return replace(hub, step=hub.step + 1, memory={**hub.memory, **came.memory, ABANDONED: abandoned}), {
-                "step": [{"abandoned": 1.0}]
-            }
+            hub = remembering(hub, came.memory)
+            return replace(hub, step=hub.step + 1, memory={**hub.memory, ABANDONED: abandoned}), {"step": [{"abandoned": 1.0}]}
         hub = replace(hub, memory={key: tensor for key, tensor in hub.memory.items() if key != ABANDONED})
         after, metrics, records = came.step(hub)
         for key, tensor in after.bank.items():

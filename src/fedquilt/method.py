@@ -22,6 +22,7 @@ from fedquilt import assign as assign_
 from fedquilt import pick, sample, tree
 from fedquilt import reduce as reduce_
 from fedquilt import wire as wire_
+from fedquilt.assign.chosen import SOURCE
 from fedquilt.data.view import SlotKind
 from fedquilt.errors import CompositionError
 from fedquilt.local import Local
@@ -152,7 +153,7 @@ def server_step(method: Method, spec: Spec, hub: Hub, updates: Updates, now: Rou
     assignment = method.assign(updates, hub, spec, now)
     group = assignment.group
     if assignment.source is not None:
-        hub = apply_.going_on(hub, assignment.source)
+        hub = going_on(hub, assignment.source)
     updates = updates.with_delta(rebase(updates, hub, group))
     delta, touched = method.reduce(updates, group, method.assign.rows)
     counts = torch.bincount(group, minlength=method.assign.rows)
@@ -167,11 +168,24 @@ def summed_step(method: Method, spec: Spec, hub: Hub, total: Total) -> tuple[Hub
     """The same where clients have chosen rows and added up: the table says who was there, and not where."""
     if total.sums is None:
         raise ValueError("a step without sums")
-    touched = total.sums.counts > 0
+    hub, touched = remembering(hub, total.memory), total.sums.counts > 0
     delta = method.wire.finish(total.sums.means(spec.leaves), touched, total.sums.counts)
     bank, memory = method.apply(hub.bank, delta, touched, hub.memory)
     table = {**hub.table, **dict.fromkeys(total.slots, 0)}
-    return Hub(bank, dict(sorted(table.items())), hub.patch, {**memory, **total.memory}, hub.step + 1), {}
+    return Hub(bank, dict(sorted(table.items())), hub.patch, memory, hub.step + 1), {}
+
+
+def remembering(hub: Hub, found: Mapping[str, Tensor]) -> Hub:
+    """With what was found of the places that clients choose from; rows go on with what their clusters had."""
+    if SOURCE in found:
+        hub = going_on(hub, found[SOURCE])
+    return replace(hub, memory={**hub.memory, **{key: x for key, x in found.items() if key != SOURCE}})
+
+
+def going_on(hub: Hub, source: Tensor) -> Hub:
+    """Every row with the adapter and the moments of row ``source [K]``."""
+    moments = {key: x[source] for key, x in hub.memory.items() if key.startswith(apply_.MOMENTUM)}
+    return replace(hub, bank=tree.rows(hub.bank, source), memory={**hub.memory, **moments})
 
 
 def rebase(updates: Updates, hub: Hub, group: Tensor) -> dict[str, Tensor]:

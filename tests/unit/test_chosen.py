@@ -25,8 +25,10 @@ from fedquilt.assign.chosen import (
     FLAT,
     MASS,
     SLOTS,
+    SOURCE,
     Question,
     chosen,
+    going_on_with,
     located,
     matched,
     moments,
@@ -37,12 +39,13 @@ from fedquilt.assign.chosen import (
 )
 from fedquilt.engine.summing import places
 from fedquilt.errors import CompositionError, ConfigError, QuorumError, StateError
+from fedquilt.method import remembering
 from fedquilt.privacy.sums import BITS, Adding, decoded, encoded
 from fedquilt.runs.build import assemble
 from fedquilt.runs.launch import run
 from fedquilt.runs.plan import plan
 from fedquilt.testing import run_tiny, tiny_base, tiny_config, tiny_partition, tiny_tasks
-from fedquilt.types import Round, Slot
+from fedquilt.types import Hub, Round, Slot
 
 NOW = Round(1, 7)
 
@@ -187,6 +190,47 @@ def test_rows_keep_their_meaning_when_clusters_are_found_anew() -> None:
     """Whatever order Lloyd's algorithm ends in, a row is what is nearest to what it was."""
     before = torch.tensor([[0.0, 0.0], [5.0, 0.0], [0.0, 5.0]])
     assert matched(torch.tensor([[0.1, 5.0], [0.0, 0.2], [5.0, 0.3]]), before) == [1, 2, 0]
+
+
+def test_a_row_goes_on_with_the_adapter_of_the_slots_that_it_has_now() -> None:
+    """Row 1 was two tasks and is one of them; the other got row 2, whose slots are in row 3 now. Row 4 nobody was in."""
+    before = torch.tensor([[0.5, 0.0], [0.0, 8.3], [0.0, 7.7], [0.4, 0.0]])
+    centres = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 8.0], [0.0, 0.1]])
+    mass = torch.tensor([2.0, 1.0, 1.0, 0.0])
+    assert going_on_with(centres, before, mass).tolist() == [0, 1, 1, 3, 4]
+    assert going_on_with(before, before, mass).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_clusters_that_are_found_anew_say_with_what_their_rows_go_on() -> None:
+    """Ten newcomers make of one cluster two and of two one: where clusters are now is where some row was before."""
+    turn = torch.linalg.qr(torch.randn(60, 3, generator=torch.Generator().manual_seed(0)))[0]
+    where = {0: [1.0, 0, 0], 3: [0.0, 8, -0.56], 4: [0.0, 8, 0.56]}
+    looks = [(turn @ torch.tensor(where.get(client, [0.0, 0, 0])))[None] for client in range(15)]
+    how, memory, rows = chosen(3), dict[str, Tensor](), []
+    for number, clients in ((1, 5), (2, 15)):
+
+        def add(question: Question, clients: int = clients) -> Tensor:
+            return torch.stack([how.answer(question, look, [256], 0) for look in looks[:clients]]).sum(0)
+
+        found = dict(memory)
+        how.settle(memory, [Slot(client, 0) for client in range(clients)], Round(number, 0), add, found)
+        memory = found
+        rows.append([how.choose(places(memory), look, [256], 0)[0] for look in looks[:clients]])
+    before, after = rows
+    source = memory[SOURCE].tolist()
+    assert [client for client in range(5) if before[client] != after[client]], "nothing was put to the test"
+    for client in range(5):
+        assert source[after[client]] == before[client] or client in (3, 4), "two of one cluster had a row each"
+    assert source[after[3]] in (before[3], before[4])
+
+
+def test_what_was_found_of_places_is_remembered_and_moves_adapters_and_moments() -> None:
+    hub = Hub({"w": torch.arange(3.0)[:, None]}, memory={"momentum/w": 10 * torch.arange(3.0)[:, None], CENTRES: torch.zeros(2, 1)})
+    after = remembering(hub, {CENTRES: torch.ones(2, 1), SOURCE: torch.tensor([0, 2, 2])})
+    assert after.bank["w"].flatten().tolist() == [0.0, 2.0, 2.0]
+    assert after.memory["momentum/w"].flatten().tolist() == [0.0, 20.0, 20.0]
+    assert after.memory.keys() == {"momentum/w", CENTRES}
+    assert torch.equal(after.memory[CENTRES], torch.ones(2, 1))
 
 
 @pytest.mark.parametrize("after", range(5))

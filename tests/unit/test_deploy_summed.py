@@ -13,6 +13,7 @@ from door import differences, fedquilt, journal
 from own import RUN, Federation, adapters, shared, simulated, slots
 from tiny import tiny_config
 
+from fedquilt.assign.chosen import SOURCE, chosen
 from fedquilt.deploy.loopback import Node
 from fedquilt.deploy.messages import Masked, Opened, Refused
 from fedquilt.deploy.parcel import Parcel, parcel, read, unpack
@@ -22,7 +23,7 @@ from fedquilt.errors import QuorumError, StateError
 from fedquilt.privacy.sums import Sums
 from fedquilt.runs.config import parse
 from fedquilt.runs.launch import run
-from fedquilt.types import Reply
+from fedquilt.types import Reply, Round
 
 MOST = 1 << 30
 PHASES = ("train", "share", "mask", "open")
@@ -72,6 +73,25 @@ def test_the_sum_is_that_of_a_simulation(method: str, more: dict[str, Any], tmp_
     for one, other in zip(slots(there), slots(here), strict=True):
         said = {"row": None, "samples": 0} if method == "fltac" else {"samples": 0}
         assert one == [{**slot, **said} for slot in other], "neither rows nor sample counts are said"
+
+
+def test_rows_that_go_on_with_another_s_adapter_do_so_wherever_the_round_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = simulated(tmp_path / "plain", tables := secure("fltac", method=CHOICE))
+    settle = chosen.settle
+
+    def moving(self: chosen, memory: Any, slots: Any, now: Round, add: Any, found: dict[str, Any]) -> None:
+        settle(self, memory, slots, now, add, found)
+        if now.number == 2:
+            found[SOURCE] = torch.tensor([0, 3, 1, 2])
+
+    monkeypatch.setattr(chosen, "settle", moving)
+    here = simulated(tmp_path, tables)
+    there = Federation(tmp_path, tables).run()
+    assert differences(adapters(there), adapters(here)) == []
+    assert journal(there) == journal(here)
+    assert differences(adapters(here), adapters(plain)), "nothing was put to the test"
 
 
 def test_it_is_the_mean_in_the_clear_but_for_rounding(tmp_path: Path) -> None:

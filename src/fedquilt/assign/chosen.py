@@ -46,6 +46,7 @@ PREFIX = "places/"  # in Hub.memory
 SLOTS, MEAN, SCALE, AXES, WIDE, CENTRES, MASS = (
     f"{PREFIX}{name}" for name in ("slots", "mean", "scale", "axes", "wide", "centres", "mass")
 )
+SOURCE = f"{PREFIX}source"  # what is found with these, and not kept: rows that rows go on with
 
 
 class Question(NamedTuple):
@@ -134,6 +135,7 @@ class chosen:
         if known is not None:
             order = matched(centres, known)
             centres, mass = centres[order], mass[order]
+            found[SOURCE] = going_on_with(centres, known, memory[MASS])
         found |= {SLOTS: torch.tensor(sorted(there | set(slots))), CENTRES: centres, MASS: mass}
 
     def _begin(self, spread: Tensor, now: Round) -> Tensor:
@@ -274,6 +276,19 @@ def matched(centres: Tensor, before: Tensor) -> list[int]:
 
     _, column = linear_sum_assignment(squared(before, centres).numpy())
     return [int(c) for c in column]
+
+
+def going_on_with(centres: Tensor, before: Tensor, mass: Tensor) -> Tensor:
+    """Rows ``[k + 1]`` with whose adapters the rows go on. ``mass [k]`` of the rows before: nobody was in those of none.
+
+    A row whose centre is now nearest to where another row's was has that row's slots: half of a cluster that became two, say, which
+    got the row of two that became one. It goes on with what these slots had.
+    """
+    distance, own = squared(centres, before), torch.arange(len(mass))
+    distance[:, mass <= 0] = torch.inf
+    nearest = distance.argmin(1)
+    moved = (mass > 0) & (distance[own, nearest] < distance[own, own])
+    return torch.cat([own[:1], torch.where(moved, nearest, own) + 1])
 
 
 def _numbers(total: Tensor) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import count
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ from fedquilt.deploy.remote import Remote, by_client
 from fedquilt.deploy.summing import Collection, Which
 from fedquilt.engine.summing import slots_of
 from fedquilt.errors import QuorumError
+from fedquilt.method import remembering
 from fedquilt.privacy.fixed import Words
 from fedquilt.privacy.sums import Total, decoded
 from fedquilt.types import Failure, Hub, Job, Round, Shipment, Slot
@@ -53,7 +53,7 @@ class Totals:
                 why = {job.slot: self.lost.get(job.slot.client, ("lost", error.what)) for job in jobs}
                 return Total(None, (), tuple(Failure(slot, *said) for slot, said in why.items()), self.sent, self.came, memory)
             asked = [job for job in jobs if job.slot.client not in self.lost]
-            messages = self._choosing(asked, replace(hub, memory={**hub.memory, **memory}))
+            messages = self._choosing(asked, remembering(hub, memory))
         else:
             messages = self.remote.training(jobs, hub.bank, shipments)
         layout = self.client.layout(self.remote.spec, self.now)

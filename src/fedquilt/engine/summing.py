@@ -17,6 +17,7 @@ from torch import Tensor
 from fedquilt import tree
 from fedquilt.assign.chosen import AXES, CENTRES, MEAN, SCALE, Question, chosen
 from fedquilt.errors import QuorumError, StateError
+from fedquilt.method import remembering
 from fedquilt.privacy.fixed import Words
 from fedquilt.privacy.sums import Adding, Total, decoded, encoded, traffic
 from fedquilt.types import Failure, Hub, Job, Reply, Round, Slot, State
@@ -42,7 +43,7 @@ def total(engine: InProcess, jobs: Sequence[Job], hub: Hub) -> Total:
     try:
         if engine.client.choose:
             engine.client.choose.settle(hub.memory, slots_of(roster), now, ask, memory)
-            hub = replace(hub, memory={**hub.memory, **memory})
+            hub = remembering(hub, memory)
             for client in {job.slot.client for job in jobs} - books.lost.keys():
                 with books.falling(client):
                     rows |= rows_of(engine, client, roster[client], places(hub.memory), now, start)
