@@ -417,6 +417,16 @@ def test_what_a_family_cannot_do_is_refused() -> None:
         tt(meta_base(find_shape(config), config, "text", 2), seed=0, way="contract")
 
 
+@pytest.mark.parametrize("way", ["contract", "halves"])
+def test_a_bottleneck_of_one_number_goes_the_dense_way_alone(way: Any) -> None:
+    base = base_of("bert")
+    with pytest.raises(ConfigError, match="have no split") as caught:
+        tt(base, seed=0, bottleneck=1, way=way)
+    assert "automatic" not in str(caught.value)
+    adapter = tt(base, seed=0, rank=2, bottleneck=1)
+    assert network(base, adapter, packed=True).logits(tree.stack([adapter.init]), batch_of(3, 1)).shape == (3, 3)
+
+
 @pytest.mark.parametrize("kind", [*ENCODERS, "vit", "dinov2"])
 def test_every_norm_is_found(kind: str) -> None:
     """Two parameters of length d, one of them called bias, at a module that has no other."""

@@ -61,7 +61,7 @@ def test_the_papers_shapes() -> None:
     assert shape_of(1024, 64, published=False).split == 3
 
 
-@given(st.integers(1, 20_000), st.integers(1, 20_000))
+@given(st.integers(2, 20_000), st.integers(2, 20_000))
 def test_the_factoriser_keeps_the_split_and_makes_small_modes(inside: int, outside: int) -> None:
     shape = shape_of(inside, outside, published=False)
     assert shape.split is not None
@@ -96,6 +96,8 @@ def test_a_prefix_that_is_no_input_has_no_split() -> None:
     assert split((4, 8, 8, 8, 8, 4), 1024).split is None
     assert split((2, 3), 2).split == 1
     assert split((2, 3), 6).split is None  # nothing would be left for the output
+    assert shape_of(6, 1).split is None
+    assert shape_of(1, 6).split is None
 
 
 # ---- products ------------------------------------------------------------------------------------------------------------

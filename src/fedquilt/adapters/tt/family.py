@@ -144,7 +144,8 @@ def tt(
         made = shape_of(inside, outside, published=shapes == "published")
         if made.split is None and way not in (None, "dense"):
             what = f"modes {made.modes} of a map from {inside} to {outside} have no split"
-            raise ConfigError(what, where="adapter.way", fix="set adapter.shapes = 'automatic', or leave adapter.way out")
+            other = "" if 1 in (inside, outside) else "set adapter.shapes = 'automatic', or "  # a single number has no modes at all
+            raise ConfigError(what, where="adapter.way", fix=f"{other}leave adapter.way out")
         return Train(name, made, rank, inside, biased, way)
 
     inserts: dict[str, TrainAdapter | TrainMap] = {}

@@ -62,8 +62,7 @@ def shape_of(inside: int, outside: int, *, published: bool = True) -> Shape:
         return split(PUBLISHED[inside, outside], inside)
     if published and (outside, inside) in PUBLISHED:
         return split(PUBLISHED[outside, inside][::-1], inside)
-    left, right = factors(inside), factors(outside)[::-1]
-    return Shape((*left, *right), len(left))
+    return split((*factors(inside), *factors(outside)[::-1]), inside)
 
 
 def split(modes: tuple[int, ...], inside: int) -> Shape:
