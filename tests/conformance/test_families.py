@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForSequenceClassification
 
 from fedquilt import pick, tree
 from fedquilt.adapters.tt.family import tt
 from fedquilt.adapters.tt.maps import dense
 from fedquilt.errors import ConfigError
-from fedquilt.models.loading import ModelConfig
+from fedquilt.models.loading import ModelConfig, load
 from fedquilt.models.meta import Use, find_shape, meta_base
+from fedquilt.runs.config import RunConfig
 from fedquilt.testing import build_tiny, check_method, run_tiny, tiny_base, tiny_config
 from fedquilt.types import Leaf, Round, Spec
 
@@ -86,6 +89,39 @@ def test_virtual_tokens_need_positions(model: str, most: int) -> None:
     built(most - 10)
     with pytest.raises(ConfigError, match=f"more than {most} positions"):
         built(most - 9)
+
+
+@pytest.mark.parametrize("model", ["bert", "roberta", "deberta", "deberta-v2"])
+def test_words_need_positions(model: str) -> None:
+    """The model itself says how many it has: with one more it dies."""
+
+    def tables(length: int) -> RunConfig:
+        return tiny_config("fedit", method=TRAINING, model={"name": f"tiny:{model}", "max_length": length})
+
+    def reads(length: int) -> bool:
+        ids = torch.full((1, length), 5)
+        try:
+            base.model(input_ids=ids, attention_mask=torch.ones_like(ids))
+        except (IndexError, RuntimeError):
+            return False
+        return True
+
+    base = tiny_base(tables(24))
+    most = max(length for length in range(130, 150) if reads(length))
+    assert most < 149
+    build_tiny(tables(most))
+    with pytest.raises(ConfigError, match=f"texts of {most + 1} tokens are more than {most} positions") as caught:
+        build_tiny(tables(most + 1))
+    assert f"set model.max_length to {most} or less" in str(caught.value)
+
+
+def test_positions_that_are_computed_go_on(tmp_path: Path) -> None:
+    """DeBERTa as it is on the hub: relative positions alone."""
+    base = load(ModelConfig(name="tiny:deberta"), classes=3, seed=0)
+    base.model.config.position_biased_input = False
+    AutoModelForSequenceClassification.from_config(base.model.config).save_pretrained(tmp_path)
+    base.tokenizer.save_pretrained(tmp_path)
+    assert len(run_tiny(tiny_config("fedit", method=TRAINING, model={"name": str(tmp_path), "max_length": 1000})).rounds) == 2
 
 
 # ---- what stays frozen (by the bits), over six rounds ---------------------------------------------------------------------

@@ -72,6 +72,12 @@ def test_names_and_options_are_checked_before_data_is_read(config: Path, overrid
     assert "there is no such file" in attempt(config).complaint(3)
 
 
+def test_texts_beyond_the_models_positions_are_refused_before_training(config: Path) -> None:
+    asked = ("--set", "model.max_length=141")
+    for said in (attempt(config, asked[1]), fedquilt("run", config, "--dry-run", *asked)):
+        assert "141 tokens are more than 140 positions\n  where: model.max_length\n" in said.complaint(2)
+
+
 def test_a_file_that_is_no_config(tmp_path: Path) -> None:
     message = fedquilt("run", tmp_path / "none.toml").complaint(2)
     assert "cannot read the config file" in message

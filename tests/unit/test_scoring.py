@@ -155,3 +155,16 @@ def test_what_is_written_needs_positions_too() -> None:
     built("llama", 5000)
     with pytest.raises(ConfigError, match=f"and {room + 1} that are written are more than {positions} positions"):
         built("gpt2", room + 1)
+
+
+def test_a_prefix_takes_positions_from_what_is_written() -> None:
+    """Words begin behind it: it counts though the model reads no tokens of it."""
+
+    def built(model: str, tokens: int) -> object:
+        tables = {"model": {"name": f"tiny:{model}", "max_length": 200}, "evaluation": {"generate": 1, "max_new": 90}}
+        return build_tiny(tiny_config("fedit", "generation", method=TRAINING, adapter={"family": "prefix", "tokens": tokens}, **tables))
+
+    built("gpt2", 10)
+    built("llama", 30)
+    with pytest.raises(ConfigError, match="200 tokens, 11 virtual ones and 90 that are written are more than 300 positions"):
+        built("gpt2", 11)

@@ -1,4 +1,4 @@
-"""How much goes through the model at once."""
+"""How much goes through the model at once, and how long a text may be."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ COLUMN_BUDGET = 32
 ACTIVATION_BYTES = 1 << 30  # on the host
 GPU_SHARE = 0.5  # of a GPU's memory beside the model
 LEAST = 256  # tokens
+POSITIONS = ("position_embeddings", "embed_positions", "wpe")  # what transformers calls the embedding of positions
 # What a process holds after passes of many sizes, over what one pass keeps: the allocator does not give freed blocks back.
 ALLOCATOR = 2.5
 
@@ -71,3 +72,15 @@ def probability_bytes(base: Base, longest: int) -> int:
 def column_budget(base: Base) -> int:
     """Columns (G r) of one training pass: at most a twelfth of the work of the map they are added to, if that is large."""
     return max(COLUMN_BUDGET, int(base.model.config.hidden_size) // 12)
+
+
+def learnt_positions(model: nn.Module) -> int | None:
+    """How many positions a model of texts has learnt; None: it computes them (rotary, relative), and there is no last one.
+
+    Some count from behind their padding's number (RoBERTa), others begin with a few that they do not use (OPT).
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in POSITIONS:
+            skipped = 0 if module.padding_idx is None else module.padding_idx + 1
+            return min(module.num_embeddings - skipped, int(model.config.max_position_embeddings))  # type: ignore[union-attr]
+    return None

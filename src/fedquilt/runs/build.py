@@ -29,8 +29,7 @@ from fedquilt.models.half import multiplies_half
 from fedquilt.models.loading import Base
 from fedquilt.models.loading import load as load_base
 from fedquilt.models.network import Network, TextNetwork, batches_adapters, network
-from fedquilt.models.padded import ROBERTA
-from fedquilt.models.room import column_budget, token_budget
+from fedquilt.models.room import column_budget, learnt_positions, token_budget
 from fedquilt.models.scoring import TextScores
 from fedquilt.runs.config import RunConfig
 from fedquilt.runs.parts import check, find_engine, make_adapter, make_method
@@ -214,29 +213,25 @@ def check_room(config: RunConfig, base: Base, adapter: Adapter, written: int = 0
     Raises:
         ConfigError: more of them than there are positions.
     """
-    most = getattr(base.model.config, "max_position_embeddings", None)
+    learnt = learnt_positions(base.model)
+    most = getattr(base.model.config, "max_position_embeddings", None) if learnt is None else learnt
     if most is None:
         return
-    most = int(most) - (int(base.model.config.pad_token_id) + 1 if base.model_type in ROBERTA else 0)
-    # Learnt positions end; rotary ones go on, if badly.
-    if base.model_type == "gpt2" and config.model.max_length + adapter.virtual + written > most:
-        texts = f"texts of {config.model.max_length} tokens, {adapter.virtual} virtual ones"
-        raise ConfigError(
-            f"{texts} and {written} that are written are more than {most} positions",
-            where="model.max_length",
-            fix="make model.max_length, or what is written, shorter",
-        )
-    if adapter.prompt is None:
-        return
-    if adapter.prompt.tokens > most - 4:
-        what = f"{adapter.prompt.tokens} virtual tokens leave no room for words in {most} positions"
+    tokens = adapter.prompt.tokens if adapter.prompt else 0
+    if tokens > most - 4:
+        what = f"{tokens} virtual tokens leave no room for words in {most} positions"
         raise ConfigError(what, where="adapter.tokens", fix=f"at most {most - 4}")
-    if config.model.max_length + adapter.prompt.tokens > most:
-        raise ConfigError(
-            f"texts of {config.model.max_length} tokens and {adapter.prompt.tokens} virtual ones are more than {most} positions",
-            where="model.max_length",
-            fix=f"set model.max_length to {most - adapter.prompt.tokens} or less",
-        )
+    if learnt is None or base.head:  # computed positions go on, if badly
+        written = 0
+    if config.model.max_length + tokens + written <= most or (learnt is None and not tokens):
+        return
+    parts = {"texts of {} tokens": config.model.max_length, "{} virtual ones": tokens, "{} that are written": written}
+    *first, last = (part.format(count) for part, count in parts.items() if count)
+    raise ConfigError(
+        f"{', '.join(first)}{' and ' if first else ''}{last} are more than {most} positions",
+        where="model.max_length",
+        fix="make model.max_length, or what is written, shorter" if written else f"set model.max_length to {most - tokens} or less",
+    )
 
 
 def check_rows(method: Method, view: View, slots_per_task: int = 1) -> None:
