@@ -162,7 +162,9 @@ def test_a_prefix_takes_positions_from_what_is_written() -> None:
 
     def built(model: str, tokens: int) -> object:
         tables = {"model": {"name": f"tiny:{model}", "max_length": 200}, "evaluation": {"generate": 1, "max_new": 90}}
-        return build_tiny(tiny_config("fedit", "generation", method=TRAINING, adapter={"family": "prefix", "tokens": tokens}, **tables))
+        return build_tiny(
+            tiny_config("fedit", "generation", method=TRAINING, adapter={"family": "prefix", "tokens": tokens}, **tables)
+        )
 
     built("gpt2", 10)
     built("llama", 30)

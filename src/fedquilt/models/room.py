@@ -74,7 +74,7 @@ def column_budget(base: Base) -> int:
     return max(COLUMN_BUDGET, int(base.model.config.hidden_size) // 12)
 
 
-def learnt_positions(model: nn.Module) -> int | None:
+def learnt_positions(model: Any) -> int | None:
     """How many positions a model of texts has learnt; None: it computes them (rotary, relative), and there is no last one.
 
     Some count from behind their padding's number (RoBERTa), others begin with a few that they do not use (OPT).
@@ -82,5 +82,5 @@ def learnt_positions(model: nn.Module) -> int | None:
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in POSITIONS:
             skipped = 0 if module.padding_idx is None else module.padding_idx + 1
-            return min(module.num_embeddings - skipped, int(model.config.max_position_embeddings))  # type: ignore[union-attr]
+            return min(module.num_embeddings - skipped, int(model.config.max_position_embeddings))
     return None
