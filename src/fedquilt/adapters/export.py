@@ -62,6 +62,7 @@ def _peft(base: Base, adapter: Adapter, state: State, folder: Path) -> None:
         tensors["prompt_embeddings"] = adapter.prompt.table({key: x[None] for key, x in state.items()})[0]
     else:
         tensors |= dict(_in_peft(adapter, key, tensor) for key, tensor in state.items() if "/head." not in key)
+    tensors |= {f"{wrapped}.{name}": tensor for name, tensor in _drawn(base).items()}
     # Not save_pretrained: its sets would make the file depend on hash order.
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
     _write(folder / "adapter_config.json", json.dumps(plain, indent=2, sort_keys=True, default=str).encode())
@@ -77,16 +78,24 @@ def _in_peft(adapter: Adapter, key: str, tensor: Tensor) -> tuple[str, Tensor]:
     return f"base_model.model.{module}.ia3_l", tensor[None] if adapter.inserts[module].reads else tensor[:, None]
 
 
+def _drawn(base: Base) -> dict[str, Tensor]:
+    """Parameters of the base model, under their names there, that its checkpoint lacks."""
+    modules = {name: base.model.get_submodule(name) for name in base.drawn}
+    return {f"{name}.{key}": tensor for name, module in modules.items() for key, tensor in module.state_dict().items()}
+
+
 def _own(base: Base, adapter: Adapter, state: State, folder: Path) -> None:
     # The folder holds one head, whatever the policy.
     options = {key: value for key, value in adapter.options.items() if key != "head"}
     about = {"format": FORMAT, "family": adapter.spec.family, "options": options, "base": base.source}
     _write(folder / OWN_CONFIG, json.dumps(about, indent=2, sort_keys=True).encode())
-    _write(folder / OWN_TENSORS, save({key: tensor.contiguous() for key, tensor in sorted(state.items())}))
+    tensors = {**state, **_drawn(base)}
+    _write(folder / OWN_TENSORS, save({key: tensor.contiguous() for key, tensor in sorted(tensors.items())}))
 
 
 def read_own(folder: Path) -> tuple[str, dict[str, Any], State]:
-    """Family, options and tensors of a folder that :func:`write` made for a family of ours.
+    """Family, options and tensors of a folder that :func:`write` made for a family of ours: the adapter's leaves, which have
+    a ``/`` in their names, and parameters that the base model's checkpoint lacks.
 
     Raises:
         StateError: no such folder, or one that cannot be read.

@@ -10,6 +10,7 @@ from torch import nn
 
 from fedquilt.errors import ModelError, did_you_mean
 from fedquilt.models.loading import Base, ModelConfig, finish, locate, reading, tiny_tokenizer, tiny_vocabulary
+from fedquilt.models.missing import lacking, refuse
 from fedquilt.models.quantised import load_options
 from fedquilt.rng import derive
 
@@ -24,7 +25,8 @@ def load_causal(config: ModelConfig, *, seed: int, root: Path = Path()) -> Base:
     """A frozen causal language model in evaluation mode.
 
     Raises:
-        ModelError: nothing found under the name, or ``max_length`` is beyond the model's positions.
+        ModelError: nothing found under the name, weights that lack a part of the model (the output map of one that was saved
+            without its head), or ``max_length`` beyond the model's positions.
     """
     kind, _, rest = config.name.partition(":")
     if kind == "tiny":
@@ -43,9 +45,10 @@ def _pretrained(config: ModelConfig, where: str) -> tuple[Any, Any]:
 
     with reading(config, "causal language model", "'asset:smollm2', or 'tiny:llama'"):
         tokenizer = AutoTokenizer.from_pretrained(where, revision=config.revision)
-        model = AutoModelForCausalLM.from_pretrained(
-            where, revision=config.revision, attn_implementation="eager", **({"dtype": torch.float32} | load_options(config))
-        )
+        how: dict[str, Any] = {"revision": config.revision, "attn_implementation": "eager", "output_loading_info": True}
+        found: Any = AutoModelForCausalLM.from_pretrained(where, **how, **({"dtype": torch.float32} | load_options(config)))
+    model, info = found
+    refuse(sorted(lacking(info, config.name)), config.name)
     return model, tokenizer
 
 

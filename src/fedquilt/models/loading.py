@@ -25,7 +25,8 @@ from fedquilt.data.transform import Transform
 from fedquilt.errors import ModelError, did_you_mean
 from fedquilt.models import onednn, vision
 from fedquilt.models.half import halve
-from fedquilt.models.quantised import load_options, refuse_random, settle
+from fedquilt.models.missing import lacking, redraw
+from fedquilt.models.quantised import load_options, refuse_drawn, refuse_random, settle
 from fedquilt.rng import derive, generator
 
 if TYPE_CHECKING:
@@ -73,7 +74,10 @@ class ModelConfig(BaseModel):
 
 @dataclass
 class Base:
-    """A frozen base model: one per process, shared by all clients. It has a tokenizer or, for images, a transform."""
+    """A frozen base model: one per process, shared by all clients. It has a tokenizer or, for images, a transform.
+
+    ``drawn``: modules outside the head that the checkpoint lacks (:mod:`fedquilt.models.missing`).
+    """
 
     model: Any
     tokenizer: Any
@@ -83,7 +87,16 @@ class Base:
     dtype: torch.dtype
     source: str
     transform: Transform | None = None
+    drawn: tuple[str, ...] = ()
     _fingerprint: str = field(default="", repr=False)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What users should know of it."""
+        if not self.drawn:
+            return ()
+        rule = "drawn from the seed, frozen unless the adapter trains it, saved with every adapter"
+        return (f"not in the weights of {self.name}: {', '.join(self.drawn)}; {rule}",)
 
     @property
     def fingerprint(self) -> str:
@@ -117,9 +130,11 @@ def load(config: ModelConfig, *, classes: int, seed: int, root: Path = Path()) -
 
         return load_causal(config, seed=seed, root=root)
     if kind == "tiny":
-        model, tokenizer, transform, source = *_tiny(config, rest, classes, seed), config.name
+        model, tokenizer, transform = _tiny(config, rest, classes, seed)
+        source, lacks = config.name, set[str]()
     else:
-        model, tokenizer, transform, source = _pretrained(config, locate(config.name, root), classes)
+        source = locate(config.name, root)
+        model, tokenizer, transform, lacks = _pretrained(config, source, classes)
     if config.dropout is not None:
         for module in model.modules():
             if isinstance(module, nn.Dropout):
@@ -128,8 +143,10 @@ def load(config: ModelConfig, *, classes: int, seed: int, root: Path = Path()) -
     if not head:
         raise ModelError(f"model '{config.name}' has no classification head", where="model.name", fix="choose an encoder")
     _fresh_head(model, head, seed)
+    drawn = redraw(model, lacks, head, seed)
+    refuse_drawn(config, drawn)
     dtype = finish(model, config, keep=head)
-    return Base(model, tokenizer, config.name, str(model.config.model_type), head, dtype, source, transform)
+    return Base(model, tokenizer, config.name, str(model.config.model_type), head, dtype, source, transform, drawn)
 
 
 def finish(model: Any, config: ModelConfig, keep: Sequence[str]) -> torch.dtype:
@@ -193,19 +210,21 @@ def reading(config: ModelConfig, what: str, known: str) -> Iterator[None]:
         logging.set_verbosity(level)
 
 
-def _pretrained(config: ModelConfig, where: str, classes: int) -> tuple[Any, Any, Transform | None, str]:
+def _pretrained(config: ModelConfig, where: str, classes: int) -> tuple[Any, Any, Transform | None, set[str]]:
+    """Model, tokenizer or transform, and names of the tensors that have no weights there."""
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
     tokenizer, transform = None, None
     how = {"revision": config.revision, "num_labels": classes, "attn_implementation": "eager", "ignore_mismatched_sizes": True}
+    how["output_loading_info"] = True
     with reading(config, "classification model", "'asset:minilm', or 'tiny:bert'"):
         shape = AutoConfig.from_pretrained(where, revision=config.revision)
         if vision.sees_images(shape.model_type):
-            model, transform = vision.pretrained(config, where, shape, how | load_options(config))
+            model, transform, info = vision.pretrained(config, where, shape, how | load_options(config))
         else:
             tokenizer = AutoTokenizer.from_pretrained(where, revision=config.revision)
-            model = AutoModelForSequenceClassification.from_pretrained(where, **how, **load_options(config))
-    return model, tokenizer, transform, where
+            model, info = AutoModelForSequenceClassification.from_pretrained(where, **how, **load_options(config))
+    return model, tokenizer, transform, lacking(info, config.name)
 
 
 def _fresh_head(model: nn.Module, head: tuple[str, ...], seed: int) -> None:

@@ -155,6 +155,11 @@ def _peft_task(base: Base) -> str | None:
     return "SEQ_CLS" if base.head else "CAUSAL_LM"
 
 
+def saved_whole(base: Base) -> list[str] | None:
+    """Modules that an adapter of peft brings along: the head, and what the checkpoint lacks."""
+    return [*base.head, *base.drawn] or None
+
+
 def peft_config(base: Base, adapter: Adapter) -> Any:
     """LoRA, IA3 or a prompt as peft describes it: of the reference model (LoRA), and of exported folders."""
     from peft import IA3Config, LoraConfig
@@ -165,7 +170,7 @@ def peft_config(base: Base, adapter: Adapter) -> Any:
         return IA3Config(
             target_modules=list(adapter.inserts),
             feedforward_modules=[name for name, insert in adapter.inserts.items() if insert.reads],
-            modules_to_save=list(base.head) or None,
+            modules_to_save=saved_whole(base),
             task_type=_peft_task(base),
             fan_in_fan_out=any(transposed(base.model.get_submodule(name)) for name in adapter.inserts),
         )
@@ -174,7 +179,7 @@ def peft_config(base: Base, adapter: Adapter) -> Any:
         lora_alpha=int(adapter.alpha) if float(adapter.alpha).is_integer() else adapter.alpha,
         lora_dropout=adapter.dropout,
         target_modules=list(adapter.modules),
-        modules_to_save=list(base.head) or None,
+        modules_to_save=saved_whole(base),
         task_type=_peft_task(base),
         fan_in_fan_out=any(transposed(base.model.get_submodule(name)) for name in adapter.modules),
     )
@@ -194,7 +199,7 @@ def _prompt_config(base: Base, prompt: Prompt) -> Any:
         num_transformer_submodules=1,
         num_attention_heads=heads,
         num_layers=int(config.num_hidden_layers),
-        modules_to_save=list(base.head) or None,
+        modules_to_save=saved_whole(base),
     )
 
 

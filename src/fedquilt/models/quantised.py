@@ -6,6 +6,7 @@ Adapters, heads, embeddings and layer norms stay as they are. It saves memory, n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -65,3 +66,19 @@ def refuse_random(config: ModelConfig) -> None:
     if config.quantization is not None:
         fix = "choose a model with weights"
         raise ModelError(f"'{config.name}' is made up and cannot be quantised", where="model.quantization", fix=fix)
+
+
+def refuse_drawn(config: ModelConfig, drawn: Sequence[str]) -> None:
+    """What a checkpoint lacks stays as it was drawn, in a map that bitsandbytes wants quantised: it dies in the first pass, ours
+    and that of whoever opens an export.
+
+    Raises:
+        ModelError: a model with such a module is to be quantised.
+    """
+    if config.quantization is not None and drawn:
+        raise ModelError(
+            f"'{config.name}' cannot be quantised",
+            where="model.quantization",
+            why=f"its weights lack {', '.join(drawn)}",
+            fix="leave model.quantization out, or give a checkpoint that has it",
+        )

@@ -126,18 +126,18 @@ def options(model: Any) -> dict[str, Any]:
     return {"interpolate_pos_encoding": True} if model.config.model_type == "vit" else {}
 
 
-def pretrained(config: ModelConfig, where: str, shape: Any, how: Mapping[str, Any]) -> tuple[Any, Transform]:
-    """The image classifier in a folder or of a hub id, and how it sees images.
+def pretrained(config: ModelConfig, where: str, shape: Any, how: Mapping[str, Any]) -> tuple[Any, Transform, Mapping[str, Any]]:
+    """The image classifier in a folder or of a hub id, how it sees images, and what ``from_pretrained`` says of its weights.
 
     Args:
         shape: its transformers configuration.
-        how: arguments for ``from_pretrained``.
+        how: arguments for ``from_pretrained``, ``output_loading_info`` among them.
     """
     from transformers import AutoModelForImageClassification
 
     check(shape, config.name)
-    model = AutoModelForImageClassification.from_pretrained(where, **how)
-    return with_attention_dropout(model), transform(config, model, processor(where, config.revision))
+    model, info = AutoModelForImageClassification.from_pretrained(where, **how)
+    return with_attention_dropout(model), transform(config, model, processor(where, config.revision)), info
 
 
 def tiny(config: ModelConfig, kind: str, classes: int) -> tuple[Any, Transform]:

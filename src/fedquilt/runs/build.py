@@ -29,6 +29,7 @@ from fedquilt.models.half import multiplies_half
 from fedquilt.models.loading import Base
 from fedquilt.models.loading import load as load_base
 from fedquilt.models.network import Network, TextNetwork, batches_adapters, network
+from fedquilt.models.roles import inside
 from fedquilt.models.room import column_budget, learnt_positions, token_budget
 from fedquilt.models.scoring import TextScores
 from fedquilt.runs.config import RunConfig
@@ -148,7 +149,7 @@ def build(
     tasks = {name: encode_task(raw, base, config) for name, raw in raws.items()}
     if config.model.precision == "bfloat16" and config.model.device == "cpu" and not multiplies_half():
         say.line('note: this processor has no bfloat16 products; model.precision = "float32" is faster here')
-    for note in (*parts.notes, *(f"{task.name}: {note}" for task in tasks.values() for note in task.notes)):
+    for note in (*base.notes, *parts.notes, *(f"{task.name}: {note}" for task in tasks.values() for note in task.notes)):
         say.line(f"note: {note}")
     built = assemble(config, base, tasks, parts, tick=tick)
     if config.workers > 1:
@@ -182,6 +183,7 @@ def assemble(config: RunConfig, base: Base, tasks: Mapping[str, Task], parts: Pa
     method = make_method(config, len(tasks))
     adapter = make_adapter(config, method, base, len(tasks))
     check_room(config, base, adapter, config.evaluation.max_new if config.evaluation.generate else 0)
+    check_targets(base, adapter)
     program = compose(method, adapter.spec)
     view = View({}, {})
     if tasks or not config.own:
@@ -232,6 +234,22 @@ def check_room(config: RunConfig, base: Base, adapter: Adapter, written: int = 0
         where="model.max_length",
         fix="make model.max_length, or what is written, shorter" if written else f"set model.max_length to {most - tokens} or less",
     )
+
+
+def check_targets(base: Base, adapter: Adapter) -> None:
+    """What the checkpoint lacks is saved whole with the adapter, and peft adapts nothing that it saves.
+
+    Raises:
+        ConfigError: such a module is one of LoRA's or IA3's targets.
+    """
+    adapted = tuple(adapter.inserts) if adapter.spec.family == "ia3" else adapter.modules
+    if both := [name for name in adapted if inside(name, base.drawn)]:
+        raise ConfigError(
+            f"'{both[0]}' cannot be adapted",
+            where="adapter.targets",
+            why=f"the weights of '{base.name}' lack it, so peft saves it whole, and adapts nothing that it saves",
+            fix="choose targets by role, such as q and v, or a checkpoint that has it",
+        )
 
 
 def check_rows(method: Method, view: View, slots_per_task: int = 1) -> None:

@@ -55,7 +55,8 @@ def plan(config: RunConfig) -> Plan:
         {"client": c, "slots": roster.get(c, 0), **{name: counts[name][c] for name in sorted(counts)}}
         for c in range(built.partition.clients)
     )
-    notes = [f"{name}: {note}" for name, task in built.tasks.items() for note in task.notes]
+    notes = [*built.base.notes]
+    notes += [f"{name}: {note}" for name, task in built.tasks.items() for note in task.notes]
     idle = [c for c in range(built.partition.clients) if not roster.get(c, 0)]
     notes += [without_data(idle, built.partition.clients)] if idle else []
     if client.fingerprint and not client.summed:

@@ -31,7 +31,8 @@ def load_adapter(folder: str | Path, model: Any) -> Any:
     if hasattr(model, LOADED):
         what = f"the model already has the adapter of {getattr(model, LOADED)}"
         raise StateError(what, where=str(folder), why="two would be added up", fix="load the base model anew for every adapter")
-    family, options, tensors = read_own(Path(folder))
+    family, options, read = read_own(Path(folder))
+    tensors = {key: x for key, x in read.items() if "/" in key}
     head = tuple(name for name in HEADS if isinstance(getattr(model, name, None), nn.Module))
     base = Base(model, None, "model", str(model.config.model_type), head, model.dtype, str(folder))
     builder = registry.load("fedquilt.adapters", family)
@@ -49,8 +50,8 @@ def load_adapter(folder: str | Path, model: Any) -> Any:
     owners.set({key: x.to(model.device, model.dtype)[None] for key, x in tensors.items()})
     for name, insert in adapter.inserts.items():
         hook(model.get_submodule(name), name, insert, owners)
-    for key, x in tensors.items():
-        if "/head." in key and key not in adapter.inserted:
+    for key, x in read.items():
+        if key not in tensors or ("/head." in key and key not in adapter.inserted):
             model.get_parameter(head_key(key)).data.copy_(x)
     setattr(model, LOADED, str(folder))
     return model
