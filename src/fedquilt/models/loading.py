@@ -32,7 +32,15 @@ from fedquilt.rng import derive, generator
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-HEADS = ("classifier", "score")  # modules that map features to classes, by the names transformers gives them
+# Modules that map features to classes, by the names transformers gives them. DistilBERT's hidden map is beside its last one.
+HEADS = ("pre_classifier", "classifier", "score")
+# Encoders whose logits, run padded by fedquilt, are transformers' own, and whose dropout is each row's own. Of others some hide
+# their dropout or attention and die (ALBERT, ModernBERT), some give other numbers beside a longer row (FNet, ConvBERT,
+# SqueezeBERT); GPT-2 and its like would see what comes after a word.
+ENCODERS = (
+    *("bert", "roberta", "xlm-roberta", "camembert", "electra", "deberta", "deberta-v2", "distilbert", "ernie", "mpnet"),
+    *("data2vec-text", "megatron-bert", "mobilebert", "rembert", "roberta-prelayernorm", "roformer", "xlm-roberta-xl"),
+)
 TINY = ("bert", "roberta", "deberta", "deberta-v2")
 CPU = torch.device("cpu")
 ELSEWHERE = {"_name_or_path", "architectures", "dtype", "transformers_version"}  # of a configuration: not what the model computes
@@ -222,9 +230,23 @@ def _pretrained(config: ModelConfig, where: str, classes: int) -> tuple[Any, Any
         if vision.sees_images(shape.model_type):
             model, transform, info = vision.pretrained(config, where, shape, how | load_options(config))
         else:
+            check_encoder(shape.model_type, config.name)
             tokenizer = AutoTokenizer.from_pretrained(where, revision=config.revision)
             model, info = AutoModelForSequenceClassification.from_pretrained(where, **how, **load_options(config))
     return model, tokenizer, transform, lacking(info, config.name)
+
+
+def check_encoder(kind: str, name: str) -> None:
+    """Whether a model that classifies texts can be run.
+
+    Raises:
+        ModelError: another architecture.
+    """
+    if kind not in ENCODERS:
+        fix = f"choose a model of the types {', '.join(ENCODERS)}; language models are for tasks of the kind generation"
+        raise ModelError(
+            f"models of type '{kind}' cannot be used to classify texts", where="model.name", why=f"'{name}' is one", fix=fix
+        )
 
 
 def _fresh_head(model: nn.Module, head: tuple[str, ...], seed: int) -> None:

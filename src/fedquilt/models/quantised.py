@@ -18,7 +18,7 @@ from fedquilt.errors import ModelError
 if TYPE_CHECKING:
     from fedquilt.models.loading import ModelConfig
 
-KEPT = ("classifier", "score", "lm_head")  # they train, or the logits need them
+KEPT = ("pre_classifier", "classifier", "score", "lm_head")  # they train, or the logits need them
 
 
 def load_options(config: ModelConfig) -> dict[str, Any]:
