@@ -170,10 +170,10 @@ def test_an_unknown_library_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
 )
 def test_a_run_says_which_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pays: bool, precision: str, name: str) -> None:
     monkeypatch.setattr(onednn, "pays", lambda: pays)
-    monkeypatch.setattr(launch, "build", lambda config, **_: SimpleNamespace(partition=Partition({}, "iid")))
+    monkeypatch.setattr(launch, "build", lambda config, **_: SimpleNamespace(partition=Partition({}, "iid"), engine=None))
     monkeypatch.setattr(launch, "_go", lambda built, folder, *_: folder)
     config = tiny_config("fedit", model={"name": "tiny:bert", "precision": precision})
-    launch._start(config, tmp_path, Silent(), launch.own_engine)
+    launch._start(config, tmp_path, Silent(), lambda built: built.engine)
     env = json.loads((tmp_path / "env.json").read_text())
     assert env["products"] == name
     assert env["chosen"] == json.loads(config.chosen())  # what comparisons of runs go by
