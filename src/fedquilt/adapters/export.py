@@ -4,12 +4,14 @@ own for the others."""
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedquilt.adapters.base import Adapter, head_key
 from fedquilt.adapters.whole import weight_key
@@ -113,16 +115,30 @@ def read_own(folder: Path) -> tuple[str, dict[str, Any], State]:
 
 
 def _transformers(base: Base, state: State, folder: Path) -> None:
-    model: Any = base.model
     values = {head_key(key) if "/head." in key else weight_key(key): tensor for key, tensor in state.items()}
-    # A tensor that the model uses under two names (tied output map) has one leaf, under the first of them.
-    first = {id(tensor): name for name, tensor in model.named_parameters()}
-    shared = {name: first[id(tensor)] for name, tensor in model.named_parameters(remove_duplicate=False)}
-    full = {name: values.get(shared.get(name, name), tensor).contiguous() for name, tensor in model.state_dict().items()}
     try:
-        model.save_pretrained(folder, state_dict=full)
+        with _holding(base.model, values):
+            base.model.save_pretrained(folder)
     except (OSError, SafetensorError) as error:
         raise StateError("cannot write a model", where=str(folder), why=str(error), fix="free space, then run it again") from error
+
+
+@contextmanager
+def _holding(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """The model with these numbers in the place of its own, until the end of the block.
+
+    Not ``save_pretrained(state_dict=...)``: of a quantised model transformers writes its own tensors whatever it is given. A tensor
+    that the model uses under two names (tied output map) is one parameter, and has one leaf, under the first of them.
+    """
+    own = {name: model.get_parameter(name) for name in values}
+    before = {name: parameter.data for name, parameter in own.items()}
+    try:
+        for name, parameter in own.items():
+            parameter.data = values[name].contiguous()
+        yield
+    finally:
+        for name, parameter in own.items():
+            parameter.data = before[name]
 
 
 def _processor(how: Transform) -> dict[str, Any]:
