@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from fedquilt import tree
 from fedquilt.adapters.base import Adapter, head_key
 from fedquilt.adapters.export import write
-from fedquilt.adapters.whole import head
+from fedquilt.adapters.whole import full, head, last_layers, weight_key
 from fedquilt.errors import StateError
 from fedquilt.models.loading import Base, ModelConfig, load
 from fedquilt.models.network import network
@@ -29,6 +30,19 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
     base.model.save_pretrained(folder)
     base.tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Language models whose output map is their embedding, and one whose is not."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tied")
+    base = load(ModelConfig(name="tiny:llama"), classes=0, seed=0)
+    config = LlamaConfig.from_dict({**base.model.config.to_dict(), "tie_word_embeddings": True})
+    LlamaForCausalLM(config).save_pretrained(folder)
+    base.tokenizer.save_pretrained(folder)
+    return {"tied llama": str(folder), "gpt2": "tiny:gpt2", "llama": "tiny:llama"}
 
 
 def of(folder: str, **more: Any) -> Base:
@@ -69,6 +83,29 @@ def test_the_export_of_a_quantised_base_has_the_trained_head(bits: str, bert: st
     untrained = network(base, adapter, packed=True).logits(tree.stack([adapter.init]), batch)
     assert float((untrained - ours).abs().max()) > 0.1
     assert of(bert, quantization=bits).fingerprint == before
+    base._fingerprint = ""
+    assert base.fingerprint == before
+
+
+@pytest.mark.parametrize("family", [full, last_layers])
+@pytest.mark.parametrize("kind", ["tied llama", "gpt2", "llama", "tiny:bert"])
+def test_the_export_of_a_base_in_bfloat16_has_the_trained_numbers(
+    kind: str, family: Callable[..., Adapter], tied: dict[str, str], tmp_path: Path
+) -> None:
+    """Updates of a size that bfloat16 cannot hold beside the weights."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    config = ModelConfig(name=tied.get(kind, kind), precision="bfloat16")
+    base = load(config, classes=0 if kind in tied else 3, seed=0)
+    adapter = family(base, seed=0)
+    state = {key: x + 1e-4 for key, x in adapter.init.items()}
+    before = base.fingerprint
+    write(base, adapter, state, tmp_path, "test")
+    auto = AutoModelForCausalLM if kind in tied else AutoModelForSequenceClassification
+    model = auto.from_pretrained(tmp_path)
+    values = {weight_key(head_key(key)): tensor for key, tensor in state.items()}
+    for name, own in base.model.named_parameters():
+        assert torch.equal(model.get_parameter(name), values.get(name, own.float())), name
     base._fingerprint = ""
     assert base.fingerprint == before
 

@@ -119,6 +119,10 @@ def _transformers(base: Base, state: State, folder: Path) -> None:
     try:
         with _holding(base.model, values):
             base.model.save_pretrained(folder)
+        # transformers has written the first parameter's dtype: of a tied output map bfloat16, to which whoever opens the folder
+        # would round all trained numbers.
+        base.model.config.dtype = base.dtype
+        base.model.config.save_pretrained(folder)
     except (OSError, SafetensorError) as error:
         raise StateError("cannot write a model", where=str(folder), why=str(error), fix="free space, then run it again") from error
 
