@@ -47,6 +47,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "fedit, ia3": ("fedit", {"adapter": {"family": "ia3", "rank": None}}),
     "fltac, bottlenecks": ("fltac", {"adapter": {"family": "bottleneck", "bottleneck": 4, "rank": None}}),
     "fedit, biases, head per task": ("fedit", {"adapter": {"family": "bitfit", "head": "per-task", "rank": None}}),
+    "fedit, every dense": ("fedit", {"adapter": {"targets": ["dense"]}}),
+    "fedit, ia3 on every dense": ("fedit", {"adapter": {"family": "ia3", "targets": ["dense"], "rank": None}}),
     "fedit, prompt": ("fedit", {"adapter": {"family": "prompt", "tokens": 3, "rank": None}}),
     "fedit, p-tuning, head per task": ("fedit", {"adapter": {"family": "p_tuning", "tokens": 3, "head": "per-task", "rank": None}}),
     "fedit, prefix": ("fedit", {"adapter": {"family": "prefix", "tokens": 3, "rank": None}}),
@@ -56,6 +58,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "centralised_full, mixed, head per task": ("centralised_full", {"method": {"mixed": True}, "adapter": {"head": "per-task"}}),
 }
 BERT = [pytest.param(name, "tiny:bert", id=name) for name in CASES]
+HEADS = [pytest.param(name, "tiny:roberta", id=f"{name}-roberta") for name in CASES if "every dense" in name]  # its head has one
 OTHERS = [
     pytest.param(name, model, id=f"{name}-{model}", marks=() if name == "fltac" else pytest.mark.slow)
     for name in (
@@ -139,7 +142,7 @@ def trained(case: str, model: str, folder: Path) -> tuple[Path, Built, Hub]:
     return folder / "run", built, loaded[0]
 
 
-@pytest.mark.parametrize(("case", "model"), BERT + OTHERS)
+@pytest.mark.parametrize(("case", "model"), BERT + HEADS + OTHERS)
 def test_logits_through_plain_libraries_are_ours(case: str, model: str, saved: Path, tmp_path: Path) -> None:
     run, built, hub = trained(case, model, tmp_path)
     found = adapters(built, hub)

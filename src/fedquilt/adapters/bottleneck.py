@@ -54,9 +54,9 @@ def bottleneck(
     (Houlsby: N(0, 0.01), nearly). Its layer norms stay frozen here, where Houlsby trains them.
 
     Raises:
-        ModelError: a role without a matching linear map.
+        ModelError: a role without a matching linear map outside the head.
     """
-    modules = resolve(base.model, base.model_type, targets, layers)
+    modules = resolve(base.model, base.model_type, targets, layers, head=base.head)
     leaves: list[Leaf] = []
     init: dict[str, Tensor] = {}
     for index, name in enumerate(modules):

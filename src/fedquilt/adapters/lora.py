@@ -32,9 +32,9 @@ def lora(
     the first gradient of A is exactly zero. A is drawn once from the seed and shared by all clients.
 
     Raises:
-        ModelError: a role without a matching linear map.
+        ModelError: a role without a matching linear map outside the head.
     """
-    modules = resolve(base.model, base.model_type, targets, layers)
+    modules = resolve(base.model, base.model_type, targets, layers, head=base.head)
     leaves: list[Leaf] = []
     init = {}
     for index, name in enumerate(modules):

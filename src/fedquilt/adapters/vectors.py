@@ -102,10 +102,10 @@ def ia3(
     match ``output.dense`` twice); these are the paper's.
 
     Raises:
-        ModelError: a role without a matching linear map.
+        ModelError: a role without a matching linear map outside the head.
     """
-    reading = set(resolve(base.model, base.model_type, ("down",))) if "down" in targets else set()
-    modules = resolve(base.model, base.model_type, targets, layers)
+    reading = set(resolve(base.model, base.model_type, ("down",), head=base.head)) if "down" in targets else set()
+    modules = resolve(base.model, base.model_type, targets, layers, head=base.head)
     lengths = {name: sides(base.model.get_submodule(name))[1 if name in reading else 0] for name in modules}
     vectors = {f"{name}/ia3": torch.ones(length) for name, length in lengths.items()}
     return _family("ia3", base, vectors, "scale", {name: Scale(name in reading) for name in modules}, head, heads, targets)

@@ -92,34 +92,44 @@ def sides(module: nn.Module) -> tuple[int, int]:
     return columns, rows  # Conv1D
 
 
-def resolve(model: nn.Module, model_type: str, roles: Sequence[str], layers: int | None = None) -> tuple[str, ...]:
+def resolve(
+    model: nn.Module, model_type: str, roles: Sequence[str], layers: int | None = None, *, head: Sequence[str] = ()
+) -> tuple[str, ...]:
     """Names of the linear modules of ``model`` with one of the ``roles``, in model order.
 
     A name that is no role is taken as the ending of a module name, so other architectures work too.
 
     Args:
         layers: of the last so many blocks only.
+        head: modules whose maps are not looked at: they train themselves, or are frozen, as the head's policy says.
 
     Raises:
-        ModelError: unknown role, a role without a matching module, or fewer blocks.
+        ModelError: unknown role, a role without a matching module outside the head, or fewer blocks.
     """
     table = TABLE.get(model_type, {})
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) or transposed(module)]
+    adapted = [name for name in linears if not inside(name, head)]
     found: set[str] = set()
     for role in roles:
-        pattern = table.get(role) or rf"(^|\.){re.escape(role)}$"
-        hits = [name for name in linears if re.search(pattern, name)]
+        ending = re.compile(table.get(role) or rf"(^|\.){re.escape(role)}$")
+        hits = [name for name in adapted if ending.search(name)]
         if not hits:
-            known = sorted(table) if table else sorted({name.rsplit(".", 1)[-1] for name in linears})
-            raise ModelError(
-                f"the model has no linear map for the adapter target '{role}'",
-                where="adapter.targets",
-                why=f"model type '{model_type}' " + ("has a role table" if table else "is not in the role table"),
-                fix=did_you_mean(role, known),
-            )
+            raise _nothing(role, model_type, adapted, [name for name in linears if ending.search(name)])
         found.update(hits)
     chosen = found if layers is None else set(in_last(sorted(found), layers))
     return tuple(name for name in linears if name in chosen)
+
+
+def _nothing(role: str, model_type: str, adapted: Sequence[str], in_head: Sequence[str]) -> ModelError:
+    """No map outside the head has this role."""
+    table = TABLE.get(model_type, {})
+    what = f"the model has no linear map for the adapter target '{role}'"
+    why = f"model type '{model_type}' " + ("has a role table" if table else "is not in the role table")
+    if in_head:
+        what = f"the adapter target '{role}' is in the head alone ({', '.join(in_head)})"
+        why = "the head gets no adapter: adapter.head says whether it trains"
+    known = sorted(table) if table else sorted({name.rsplit(".", 1)[-1] for name in adapted})
+    return ModelError(what, where="adapter.targets", why=why, fix=did_you_mean(role, known))
 
 
 def in_last(names: Sequence[str], layers: int) -> list[str]:
