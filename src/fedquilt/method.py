@@ -136,7 +136,7 @@ def compose(method: Method, spec: Spec) -> Program:
         return summed_step(method, spec, hub, total)
 
     choose = method.assign if isinstance(method.assign, assign_.chosen) else None
-    alone = method.local, method.wire, method.assign.fingerprint, method.reduce.unweighted, choose, method.first_effort
+    alone = method.local.on(spec), method.wire, method.assign.fingerprint, method.reduce.unweighted, choose, method.first_effort
     return Program(init, plan, ClientPlan(train, share, *alone), step, fold)
 
 

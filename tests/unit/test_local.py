@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from torch import Tensor
 from fedquilt import local, tree
 from fedquilt.errors import ConfigError
 from fedquilt.local import Local
-from fedquilt.types import Round
+from fedquilt.runs.build import Built
+from fedquilt.testing import run_tiny, tiny_base, tiny_config
+from fedquilt.types import Leaf, Round, Spec
 
 G, STEPS = 3, 20
 SHAPES = {"m": (2, 3), "v": (4,), "s": ()}
@@ -30,10 +33,12 @@ def gradient(step: int, x: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: value + noise(100 + step)[key] for key, value in x.items()}
 
 
-def reference(kind: str, row: int, steps: int, **options: Any) -> dict[str, Tensor]:
-    """One slot alone through torch.optim."""
+def reference(kind: str, row: int, steps: int, spared: Collection[str] = (), **options: Any) -> dict[str, Tensor]:
+    """One slot alone through torch.optim; ``spared``: a group of parameters without weight decay."""
     parameters = {key: x[row].clone().requires_grad_() for key, x in noise(0).items()}
-    optimiser = getattr(torch.optim, kind)(list(parameters.values()), foreach=False, **options)
+    groups = [{"params": [x for key, x in parameters.items() if key not in spared]}]
+    groups += [{"params": [parameters[key]], "weight_decay": 0.0} for key in spared]
+    optimiser = getattr(torch.optim, kind)(groups, foreach=False, **options)
     for step in range(steps):
         for key, parameter in parameters.items():
             parameter.grad = (parameter + noise(100 + step)[key][row]).detach()
@@ -69,6 +74,47 @@ def test_twenty_steps_equal_torch_optim_with_slots_of_unequal_length(part: Local
         alone = reference(kind, row, int(lengths[row]), **options)
         assert tree.max_difference(tree.row(x, row), alone) < 1e-13
     assert all(bool(torch.isfinite(m).all()) for m in moments.values())
+
+
+@pytest.mark.parametrize(("part", "kind", "options"), [case for case in CASES if case[0].weight_decay])
+@pytest.mark.parametrize("role", ["scale", "shift", "norm", "bias"])
+def test_scales_and_biases_are_a_group_without_decay(role: str, part: Local, kind: str, options: dict[str, Any]) -> None:
+    roles = {"m": "lora_A", "v": role, "s": "head"}
+    part = part.on(Spec("test", tuple(Leaf(key, SHAPES[key], roles[key], 0) for key in SHAPES)))
+    x, moments = noise(0), part.init(noise(0))
+    for step in range(STEPS):
+        x, moments = part.step(x, gradient(step, x), moments, part.lr, torch.ones(G, dtype=torch.bool))
+    for row in range(G):
+        assert tree.max_difference(tree.row(x, row), reference(kind, row, STEPS, ["v"], **options)) < 1e-13
+        assert tree.max_difference(tree.row(x, row), reference(kind, row, STEPS, **options)) > 1e-3
+
+
+def decayed(built: Built) -> set[str]:
+    """Leaves without the numbers that start at one and without biases, by the modules of the base model."""
+    norms = {f"{name}/{part}" for name, module in built.base.model.named_modules() if isinstance(module, torch.nn.LayerNorm)
+             for part in ("weight", "bias", "gamma", "beta")}  # fmt: skip
+    vectors = ("/gamma", "/beta", "/ia3", "bias")
+    return {name for name in built.adapter.init if "/head." in name or not (name in norms or name.endswith(vectors))}
+
+
+@pytest.mark.parametrize("engine", ["vectorised", "sequential"])
+@pytest.mark.parametrize("family", ["lora", "ia3", "ssf", "layer_norms", "bitfit", "bottleneck", "last_layers", "full", "prompt"])
+def test_one_step_with_decay_pulls_weights_and_heads(family: str, engine: str) -> None:
+    """SGD: x - lr (g + decay x). All clients start alike and have equal decay, so the average is pulled by as much."""
+    found = []
+    for decay in (0.0, 0.3):
+        method = {"lr": 0.1, "steps": 1, "per": "slot", "optimiser": "sgd", "weight_decay": decay}
+        config = tiny_config("fedit", method=method, adapter={"family": family}, engine=engine)
+        base = tiny_base(config)
+        for parameter in base.model.parameters():  # biases that are not at zero anyway
+            parameter.data += 0.1
+        found.append(run_tiny(config, base, rounds=1))
+    without, pulled = (outcome.hub.bank for outcome in found)
+    weights = decayed(found[0].built)
+    assert {"classifier/head.weight", "classifier/head.bias"} <= weights
+    for key, start in found[0].built.adapter.init.items():
+        expected = without[key][0] - 0.1 * 0.3 * start if key in weights else without[key][0]
+        assert float((pulled[key][0] - expected).abs().max()) < 1e-12, key
 
 
 @pytest.mark.parametrize(("part", "kind", "options"), CASES)

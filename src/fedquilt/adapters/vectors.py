@@ -122,7 +122,7 @@ def bitfit(base: Base, *, seed: int, heads: int = 1, head: HeadPolicy = "federat
         fix = "choose another family, such as lora or ssf"
         raise ModelError(f"'{base.name}' has no biases to train", where="adapter.family", fix=fix)
     if any(not name.endswith(".bias") for name in names):  # DeBERTa keeps q's and v's biases apart from any map
-        return weight_leaves("bitfit", base, names, head, heads, role="bias")
+        return weight_leaves("bitfit", base, names, head, heads)
     owners = {name.removesuffix(".bias"): base.model.get_parameter(name) for name in names}
     inserts = {name: Bias(own.detach().to(base.dtype), _per(base.model.get_submodule(name))) for name, own in owners.items()}
     vectors = {f"{name}/bias": own.detach().clone() for name, own in owners.items()}

@@ -56,8 +56,8 @@ def backbone(base: Base) -> list[str]:
     return [name for name, _ in base.model.named_parameters() if name.partition(".")[0] not in base.head]
 
 
-def weight_leaves(family: str, base: Base, names: Sequence[str], head: str, heads: int, role: str = "weight") -> Adapter:
-    """An adapter of parameters of the base model: leaves ``<module path>/<parameter>``.
+def weight_leaves(family: str, base: Base, names: Sequence[str], head: str, heads: int) -> Adapter:
+    """An adapter of parameters of the base model: leaves ``<module path>/<parameter>``; a vector is a bias or a scale (of a norm).
 
     Raises:
         ModelError: the base is quantised.
@@ -71,6 +71,7 @@ def weight_leaves(family: str, base: Base, names: Sequence[str], head: str, head
         tensor = base.model.get_parameter(name)
         path, _, parameter = name.rpartition(".")
         key = f"{path}/{parameter}"
+        role = "weight" if tensor.dim() > 1 else "bias" if parameter.endswith("bias") else "scale"
         leaves.append(Leaf(key, tuple(tensor.shape), role, order[name], dtype=base.dtype))
         init[key] = tensor.detach().clone()
     more, start = head_leaves(base, head, heads, len(order))

@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
 from fedquilt import tree
 from fedquilt.errors import ConfigError
-from fedquilt.types import Round, Stack
+from fedquilt.types import Round, Spec, Stack
 
 Moments = Mapping[str, Tensor]  # "<name>/<leaf>" [G, ...] and "steps" [G]
+SPARED = ("scale", "shift", "norm", "bias")  # roles
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,13 @@ class Local(ABC):
         epochs: passes over the slot's data per round; exactly one of the two.
         batch: examples per step; a slot with fewer has smaller steps, never none.
         per: ``task``: a slot that mixes m tasks makes m times the steps, which is the compute of m slots of one task each.
+        weight_decay: pulls numbers towards zero. Not biases, nor the vectors that scale (IA3, SSF, norms): those start at one, and
+            at zero they switch off what they scale. Heads are pulled as a whole.
         schedule: of the learning rate over *rounds* (schedules that restart in every round decay m times).
         horizon: rounds of the schedule; filled in from the run's rounds.
         memory: ``reset`` (a new optimiser per round, as the reference codes do) or ``persist`` on the client.
         max_norm: clip each slot's gradient to this L2 norm; None: no clipping.
+        spared: names of the leaves without weight decay; filled in from the adapter's roles.
     """
 
     lr: float
@@ -44,6 +48,7 @@ class Local(ABC):
     horizon: int = 0
     memory: Literal["reset", "persist"] = "reset"
     max_norm: float | None = None
+    spared: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
@@ -56,6 +61,14 @@ class Local(ABC):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} must be positive, got {value}", where=f"method.{name}", fix="a number above 0")
+
+    def on(self, spec: Spec) -> Self:
+        """With the leaves of this adapter that weight decay spares."""
+        return replace(self, spared=frozenset(spec.names(*SPARED)))
+
+    def decay(self, key: str) -> float:
+        """Of this leaf."""
+        return 0.0 if key in self.spared else self.weight_decay
 
     def rate(self, now: Round) -> float:
         """The learning rate of this round."""
@@ -116,7 +129,8 @@ class sgd(Local):
         grads = self.clipped(grads)
         new, after, some = {}, dict(moments), _resting(active)
         for key, value in x.items():
-            move = grads[key] + self.weight_decay * value if self.weight_decay else grads[key]
+            decay = self.decay(key)
+            move = grads[key] + decay * value if decay else grads[key]
             if self.momentum:
                 move = self.momentum * moments[f"m/{key}"] + move
                 after[f"m/{key}"] = _only(some, move, moments[f"m/{key}"])
@@ -154,7 +168,8 @@ class adamw(Local):
             m = moments[f"m/{key}"].lerp(g, 1 - self.beta1)
             v = (moments[f"v/{key}"] * self.beta2).add_(g.square().mul_(1 - self.beta2))  # in place: what is in the cache is used
             bottom = v.sqrt().div_(_rows(root, v).to(v.dtype)).add_(self.eps)
-            decayed = value * (1 - lr * self.weight_decay) if self.weight_decay else value
+            decay = self.decay(key)
+            decayed = value * (1 - lr * decay) if decay else value
             new[key] = _only(some, decayed - (m / bottom).mul_(_rows(size, m).to(m.dtype)), value)
             after[f"m/{key}"] = _only(some, m, moments[f"m/{key}"])
             after[f"v/{key}"] = _only(some, v, moments[f"v/{key}"])

@@ -25,7 +25,10 @@ class Training(TypedDict, total=False):
     batch: Annotated[int, Field(default=Local.batch, description="examples per step; a slot with fewer has smaller steps")]
     optimiser: Annotated[Literal["adamw", "sgd"], Field(default=ADAMW, description="of the clients")]
     weight_decay: Annotated[
-        float, Field(default=Local.weight_decay, description="decoupled with adamw, added to the gradient with sgd")
+        float,
+        Field(
+            default=Local.weight_decay, description="decoupled with adamw, added to the gradient with sgd; not of scales and biases"
+        ),
     ]
     momentum: Annotated[float, Field(default=sgd.momentum, description="of sgd; an error with adamw")]
     schedule: Annotated[
