@@ -186,16 +186,20 @@ def peft_config(base: Base, adapter: Adapter) -> Any:
 
 
 def _prompt_config(base: Base, prompt: Prompt) -> Any:
-    """Of an encoder peft keeps what it made, so its hidden size says nothing."""
+    """Of an encoder peft keeps what it made, so its hidden size says nothing.
+
+    A prompt is as wide as the words that it stands before (ELECTRA widens both behind its embeddings), a prefix as the keys.
+    """
     from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 
     config = base.model.config
     heads = key_heads(config) if prompt.kind == "prefix" else int(config.num_attention_heads)
+    keys = int(config.hidden_size) // int(config.num_attention_heads) * heads
     kind = PrefixTuningConfig if prompt.kind == "prefix" else PromptEncoderConfig if prompt.encoder else PromptTuningConfig
     return kind(
         task_type=_peft_task(base),
         num_virtual_tokens=prompt.tokens,
-        token_dim=int(config.hidden_size) // int(config.num_attention_heads) * heads,
+        token_dim=keys if prompt.kind == "prefix" else int(base.model.get_input_embeddings().weight.shape[1]),
         num_transformer_submodules=1,
         num_attention_heads=heads,
         num_layers=int(config.num_hidden_layers),
