@@ -15,6 +15,7 @@ from fedquilt.adapters.base import Adapter
 from fedquilt.adapters.bottleneck import bottleneck
 from fedquilt.adapters.export import write
 from fedquilt.adapters.lora import lora
+from fedquilt.adapters.tt.family import tt
 from fedquilt.adapters.vectors import ia3
 from fedquilt.errors import ModelError
 from fedquilt.models.loading import ModelConfig, load
@@ -25,7 +26,7 @@ from tests.unit.test_models import base_of, batch_of, outcome, stack_of
 # peft asks transformers for something by its old name
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
-FAMILIES: dict[str, Callable[..., Adapter]] = {"lora": lora, "ia3": ia3, "bottleneck": bottleneck}
+FAMILIES: dict[str, Callable[..., Adapter]] = {"lora": lora, "ia3": ia3, "bottleneck": bottleneck, "tt": tt}
 HEADS = [("bert", "classifier"), ("roberta", "out_proj"), ("vit", "classifier"), ("deberta-v2", "classifier")]
 
 

@@ -131,10 +131,10 @@ def tt(
         way: how products are computed; None: the cheapest (:mod:`fedquilt.adapters.tt.maps`).
 
     Raises:
-        ModelError: a role without a matching linear map.
+        ModelError: a role without a matching linear map outside the head.
         ConfigError: a tensorised classifier with one head per task; a way that a shape does not allow.
     """
-    modules = resolve(base.model, base.model_type, targets, layers)
+    modules = resolve(base.model, base.model_type, targets, layers, head=base.head)
     hidden = _hidden(base) if classifier == "tensorized" else ""
     if hidden and heads > 1:
         fix = "set adapter.classifier = 'dense', or another head policy"
