@@ -183,9 +183,10 @@ def remembering(hub: Hub, found: Mapping[str, Tensor]) -> Hub:
 
 
 def going_on(hub: Hub, source: Tensor) -> Hub:
-    """Every row with the adapter and the moments of row ``source [K]``."""
+    """Every row with the adapter, the patch and the moments of row ``source [K]``."""
     moments = {key: x[source] for key, x in hub.memory.items() if key.startswith(apply_.MOMENTUM)}
-    return replace(hub, bank=tree.rows(hub.bank, source), memory={**hub.memory, **moments})
+    bank, patch = (tree.rows(stack, source) for stack in (hub.bank, hub.patch))
+    return replace(hub, bank=bank, patch=patch, memory={**hub.memory, **moments})
 
 
 def rebase(updates: Updates, hub: Hub, group: Tensor) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 Salt = int | str
+AT_ONCE = 2**18  # secret numbers, which take twelve times their size to make
 
 
 def derive(seed: int, *salt: Salt) -> int:
@@ -45,7 +46,9 @@ def secret_normal(shape: Sequence[int]) -> Tensor:
     Two uniform numbers of 53 bits for each (Box & Muller 1958). No generator is seeded: on a CPU torch's keeps 32 bits of a seed,
     few enough for somebody who knows one of the numbers to try them all.
     """
-    drawn = np.frombuffer(os.urandom(16 * math.prod(shape)), dtype=np.uint64).reshape(2, *shape)
-    radius, turn = torch.from_numpy(((drawn >> np.uint64(11)) + 0.5) * 2.0**-53)
-    normal: Tensor = (-2 * radius.log()).sqrt() * (2 * math.pi * turn).cos()
-    return normal
+    out = torch.empty(shape, dtype=torch.float64)
+    for some in out.view(-1).split(AT_ONCE):
+        drawn = np.frombuffer(os.urandom(16 * len(some)), dtype=np.uint64).reshape(2, -1)
+        radius, turn = torch.from_numpy(((drawn >> np.uint64(11)) + 0.5) * 2.0**-53)
+        some.copy_((-2 * radius.log()).sqrt() * (2 * math.pi * turn).cos())
+    return out

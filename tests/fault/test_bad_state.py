@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,21 @@ def test_a_damaged_file_is_an_error_that_names_it(done: Path, tmp_path: Path, na
     message = fedquilt("resume", run).complaint(3 if name == "partition.json" else 5)
     assert words in message
     assert str(run) in message
+
+
+def test_a_run_with_other_leaves_is_neither_resumed_nor_exported(done: Path, tmp_path: Path) -> None:
+    """As a version began it that trained less of the model."""
+    run = shutil.copytree(done, tmp_path / "run")
+    store = Store(run)
+    loaded = store.load()
+    assert loaded is not None
+    hub, books, _ = loaded
+    left = {key: x for key, x in hub.bank.items() if key != "classifier/head.bias"}
+    assert len(left) < len(hub.bank)
+    store.commit(replace(hub, bank=left), {}, books)
+    for words in (("resume", run), ("export", run)):
+        message = fedquilt(*words).complaint(5)
+        assert "another adapter than its configuration stands for (classifier/head.bias)" in message
 
 
 def test_a_run_is_not_begun_over_another(done: Path, config: Path) -> None:

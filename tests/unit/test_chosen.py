@@ -189,7 +189,34 @@ def test_who_comes_later_finds_the_rows_of_those_before(seed: int) -> None:
 def test_rows_keep_their_meaning_when_clusters_are_found_anew() -> None:
     """Whatever order Lloyd's algorithm ends in, a row is what is nearest to what it was."""
     before = torch.tensor([[0.0, 0.0], [5.0, 0.0], [0.0, 5.0]])
-    assert matched(torch.tensor([[0.1, 5.0], [0.0, 0.2], [5.0, 0.3]]), before) == [1, 2, 0]
+    centres = torch.tensor([[0.1, 5.0], [0.0, 0.2], [5.0, 0.3]])
+    assert matched(centres, before, torch.ones(3)) == [1, 2, 0]
+
+
+def test_a_row_that_nobody_was_in_pushes_nobody_out_of_theirs() -> None:
+    """Its centre is a draw. With it two clusters moved along to keep it, and the last one's adapter was left behind."""
+    before = torch.tensor([[0.0, 0.0], [9.0, 9.0], [3.0, 3.0]])
+    centres = torch.tensor([[0.0, 0.5], [9.0, 9.0], [14.0, 14.0]])
+    mass = torch.tensor([1.0, 1.0, 0.0])
+    order = matched(centres, before, mass)
+    assert order == [0, 1, 2]
+    assert matched(centres, before, torch.ones(3)) == [0, 2, 1]
+    assert going_on_with(centres[order], before, mass).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 5, 8, 9])  # of the others two tasks are put together
+def test_who_was_there_keeps_its_adapter_when_a_small_federation_grows(seed: int) -> None:
+    """Fewer tasks than rows at first, so some rows are nobody's; what each old slot trained is where it is afterwards."""
+    how, few = chosen(5), Crowd([(0,), (1,), (2,)], seed=seed)
+    more = Crowd([(0,), (1,), (2,), *[(task,) for task in (0, 1, 2, 3, 4, 3, 4, 0, 1)]], seed=seed)
+    more.looks[:3], more.samples[:3] = few.looks, few.samples
+    memory = few.settled(how)
+    before = few.rows(how, memory)
+    again = more.settled(how, memory)
+    after = more.rows(how, again)
+    assert more.agreement(after) == 1.0
+    for (old,), (new,) in zip(before, after[:3], strict=True):
+        assert int(again[SOURCE][new]) == old
 
 
 def test_a_row_goes_on_with_the_adapter_of_the_slots_that_it_has_now() -> None:

@@ -89,6 +89,9 @@ def test_scales_and_biases_are_a_group_without_decay(role: str, part: Local, kin
         assert tree.max_difference(tree.row(x, row), reference(kind, row, STEPS, **options)) > 1e-3
 
 
+MODEL = {"name": "tiny:bert", "precision": "float64", "max_length": 64}
+
+
 def decayed(built: Built) -> set[str]:
     """Leaves without the numbers that start at one and without biases, by the modules of the base model."""
     norms = {f"{name}/{part}" for name, module in built.base.model.named_modules() if isinstance(module, torch.nn.LayerNorm)
@@ -98,13 +101,15 @@ def decayed(built: Built) -> set[str]:
 
 
 @pytest.mark.parametrize("engine", ["vectorised", "sequential"])
-@pytest.mark.parametrize("family", ["lora", "ia3", "ssf", "layer_norms", "bitfit", "bottleneck", "last_layers", "full", "prompt"])
+@pytest.mark.parametrize(
+    "family", ["lora", "ia3", "ssf", "layer_norms", "bitfit", "bottleneck", "last_layers", "full", "prompt", "p_tuning"]
+)
 def test_one_step_with_decay_pulls_weights_and_heads(family: str, engine: str) -> None:
     """SGD: x - lr (g + decay x). All clients start alike and have equal decay, so the average is pulled by as much."""
     found = []
     for decay in (0.0, 0.3):
         method = {"lr": 0.1, "steps": 1, "per": "slot", "optimiser": "sgd", "weight_decay": decay}
-        config = tiny_config("fedit", method=method, adapter={"family": family}, engine=engine)
+        config = tiny_config("fedit", method=method, adapter={"family": family}, engine=engine, model=MODEL)
         base = tiny_base(config)
         for parameter in base.model.parameters():  # biases that are not at zero anyway
             parameter.data += 0.1

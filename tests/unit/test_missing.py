@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -162,6 +164,10 @@ def test_a_run_says_so_and_is_opened_again_as_it_was(folders: Path, tmp_path: Pa
     assert one == other
     assert not differing(reopen(tmp_path / "a")[0].base, reopen(tmp_path / "b")[0].base)
     assert load_config(tmp_path / "a" / "config.toml").model.name == str(folders / "deberta")
+    env = tmp_path / "a" / "env.json"
+    env.write_text(json.dumps({key: value for key, value in json.loads(env.read_text()).items() if key != "drawn"}))
+    for words in (("resume", tmp_path / "a"), ("export", tmp_path / "a")):
+        assert "the run has another base model" in fedquilt(*words).complaint(5), "before, every process drew its own"
 
 
 @pytest.mark.parametrize(("family", "more"), [("lora", {"targets": ("dense",)}), ("ia3", {"targets": ("q", "pooler.dense")})])
@@ -182,6 +188,24 @@ def test_a_checkpoint_without_a_block_is_refused(folders: Path, tmp_path: Path) 
     transformers.AutoTokenizer.from_pretrained(folders / "bert").save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"lack 'bert\.encoder\.layer\.1\.attention\.[a-zA-Z.]*' and 9 more tensors"):
         opened(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["word_embeddings", "position_embeddings", "embeddings.LayerNorm"])
+def test_a_checkpoint_without_embeddings_is_refused(part: str, folders: Path, tmp_path: Path) -> None:
+    model = transformers.AutoModelForMaskedLM.from_pretrained(folders / "bert")
+    model.config.tie_word_embeddings = False
+    model.save_pretrained(tmp_path, state_dict={key: x for key, x in model.state_dict().items() if part not in key})
+    transformers.AutoTokenizer.from_pretrained(folders / "bert").save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=rf"lack 'bert\.embeddings\..*{part.rpartition('.')[2]}"):
+        opened(tmp_path)
+
+
+def test_a_config_of_another_size_is_refused(folders: Path, tmp_path: Path) -> None:
+    shutil.copytree(folders / "bert", tmp_path / "bert")
+    config = json.loads((tmp_path / "bert" / "config.json").read_text())
+    (tmp_path / "bert" / "config.json").write_text(json.dumps({**config, "vocab_size": config["vocab_size"] + 4}))
+    with pytest.raises(ModelError, match=r"lack 'bert\.embeddings\.word_embeddings\.weight'"):
+        opened(tmp_path / "bert")
 
 
 def test_a_language_model_without_its_output_map_is_refused(tmp_path: Path) -> None:

@@ -14,13 +14,11 @@ from torch.func import functional_call
 from fedquilt.adapters.lora import lora
 from fedquilt.adapters.vectors import bitfit
 from fedquilt.adapters.whole import full
-from fedquilt.data.partition import Partition
 from fedquilt.errors import ConfigError
 from fedquilt.models import onednn
 from fedquilt.models.loading import Base, ModelConfig, load
 from fedquilt.models.network import network
-from fedquilt.runs import launch
-from fedquilt.runs.progress import Silent
+from fedquilt.runs.env import write_env
 from fedquilt.testing import tiny_config
 from tests.unit.test_models import batch_of, outcome, stack_of
 
@@ -170,10 +168,8 @@ def test_an_unknown_library_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
 )
 def test_a_run_says_which_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pays: bool, precision: str, name: str) -> None:
     monkeypatch.setattr(onednn, "pays", lambda: pays)
-    monkeypatch.setattr(launch, "build", lambda config, **_: SimpleNamespace(partition=Partition({}, "iid"), engine=None))
-    monkeypatch.setattr(launch, "_go", lambda built, folder, *_: folder)
     config = tiny_config("fedit", model={"name": "tiny:bert", "precision": precision})
-    launch._start(config, tmp_path, Silent(), lambda built: built.engine)
+    write_env(SimpleNamespace(config=config, base=SimpleNamespace(drawn=())), tmp_path)  # type: ignore[arg-type]
     env = json.loads((tmp_path / "env.json").read_text())
     assert env["products"] == name
     assert env["chosen"] == json.loads(config.chosen())  # what comparisons of runs go by

@@ -82,7 +82,9 @@ def prefix(base: Base, *, seed: int, heads: int = 1, tokens: Tokens = 8, head: H
 
 
 def _family(family: str, base: Base, made: Prompt, start: Mapping[str, Tensor], head: str, heads: int) -> Adapter:
-    leaves = [Leaf(name, tuple(x.shape), "prompt", 0, dtype=base.dtype) for name, x in start.items()]
+    leaves = [
+        Leaf(name, tuple(x.shape), "bias" if name.endswith(".bias") else "prompt", 0, dtype=base.dtype) for name, x in start.items()
+    ]
     more, head_start = head_leaves(base, head, heads, 1)
     init = as_dtype({**start, **head_start}, base.dtype)
     return Adapter(Spec(family, (*leaves, *more), head=head), init, heads=heads, prompt=made)

@@ -133,7 +133,7 @@ class chosen:
             begin = torch.cat([known[None], begin[1:]])
         centres, mass = self._lloyd(Question(mean, scale, axes, begin), add)
         if known is not None:
-            order = matched(centres, known)
+            order = matched(centres, known, memory[MASS])
             centres, mass = centres[order], mass[order]
             found[SOURCE] = going_on_with(centres, known, memory[MASS])
         found |= {SLOTS: torch.tensor(sorted(there | set(slots))), CENTRES: centres, MASS: mass}
@@ -270,11 +270,16 @@ def located(looks: Tensor, told: Question, seed: int) -> Tensor:
     return points if told.axes is None else points @ told.axes
 
 
-def matched(centres: Tensor, before: Tensor) -> list[int]:
-    """Which of the ``centres [k, p]`` is where which of those ``before [k, p]`` was, so that rows keep their meaning."""
+def matched(centres: Tensor, before: Tensor, mass: Tensor) -> list[int]:
+    """Which of the ``centres [k, p]`` is where which of those ``before [k, p]`` was, so that rows keep their meaning.
+
+    ``mass [k]`` of the rows before: where a row was that nobody was in is nothing to keep, and would push others out of theirs.
+    """
     from scipy.optimize import linear_sum_assignment
 
-    _, column = linear_sum_assignment(squared(before, centres).numpy())
+    distance = squared(before, centres)
+    distance[mass <= 0] = 0
+    _, column = linear_sum_assignment(distance.numpy())
     return [int(c) for c in column]
 
 

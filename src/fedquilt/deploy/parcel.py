@@ -18,7 +18,7 @@ from fedquilt.deploy.messages import Refused, Strict
 from fedquilt.errors import StateError
 
 HEAD = 1 << 18  # bytes of the largest head
-VERSION = 1
+VERSION = 2  # of the format, and of how clients train: machines that differ in either refuse one another
 UNREADABLE = (StateError, ValueError, ArithmeticError, MemoryError, RecursionError)  # what reading a stranger's bytes may raise
 
 

@@ -152,7 +152,7 @@ def load(config: ModelConfig, *, classes: int, seed: int, root: Path = Path()) -
         raise ModelError(f"model '{config.name}' has no classification head", where="model.name", fix="choose an encoder")
     _fresh_head(model, head, seed)
     drawn = redraw(model, lacks, head, seed)
-    refuse_drawn(config, drawn)
+    refuse_drawn(config, [name for name in drawn if isinstance(model.get_submodule(name), nn.Linear)])
     dtype = finish(model, config, keep=head)
     return Base(model, tokenizer, config.name, str(model.config.model_type), head, dtype, source, transform, drawn)
 
@@ -233,7 +233,7 @@ def _pretrained(config: ModelConfig, where: str, classes: int) -> tuple[Any, Any
             check_encoder(shape.model_type, config.name)
             tokenizer = AutoTokenizer.from_pretrained(where, revision=config.revision)
             model, info = AutoModelForSequenceClassification.from_pretrained(where, **how, **load_options(config))
-    return model, tokenizer, transform, lacking(info, config.name)
+    return model, tokenizer, transform, lacking(info, config.name, HEADS)
 
 
 def check_encoder(kind: str, name: str) -> None:

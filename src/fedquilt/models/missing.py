@@ -6,6 +6,7 @@ has the same model, and saved with every exported adapter, for nobody else can d
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -15,20 +16,24 @@ from fedquilt.errors import ModelError
 from fedquilt.models.roles import BLOCK, inside
 from fedquilt.rng import derive
 
+EMBEDDED = re.compile(r"^(?!.*token_type).*embed")  # kinds of tokens are few, and texts without pairs have one
 
-def lacking(info: Mapping[str, Any], name: str) -> set[str]:
-    """Names of the tensors that were not in the checkpoint, or not in this size.
+
+def lacking(info: Mapping[str, Any], name: str, head: Sequence[str] = ()) -> set[str]:
+    """Names of the tensors that were not in the checkpoint, or, of the ``head``, not in this size.
 
     Args:
         info: what ``from_pretrained`` says with ``output_loading_info=True``.
         name: of the model.
 
     Raises:
-        ModelError: one of a block: no model is of use with a layer of random numbers in its middle.
+        ModelError: one of an embedding or of a block, or another size outside the head: with random numbers there a model is of
+            no use.
     """
-    found = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
-    refuse(sorted(key for key in found if BLOCK.search(key)), name)
-    return found
+    missing, resized = set(info["missing_keys"]), {key for key, *_ in info["mismatched_keys"]}
+    needed = {key for key in missing if BLOCK.search(key) or EMBEDDED.search(key)}
+    refuse(sorted(needed | {key for key in resized if not inside(key, head)}), name)
+    return missing | resized
 
 
 def refuse(names: Sequence[str], name: str) -> None:

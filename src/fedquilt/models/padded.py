@@ -18,7 +18,7 @@ from fedquilt.models.dropout import Masks, positions, seed_dropout
 from fedquilt.models.inserts import Owners, hook
 from fedquilt.models.loading import CPU, Base
 from fedquilt.models.loss import row_losses, slot_means
-from fedquilt.models.prompts import Prefix, Prompt, key_heads, place_prompt
+from fedquilt.models.prompts import PROMPT, Prefix, Prompt, key_heads, place_prompt
 from fedquilt.models.roles import transposed
 from fedquilt.types import Batch, Stack, State
 
@@ -54,7 +54,7 @@ class Padded:
         prefix = None if self.prompt is None else place_prompt(model, self.prompt, self.owners)
         self.first_position = self.pad + 1 if base.model_type in ROBERTA else 0
         self.model: nn.Module = with_lora(model, base, adapter).requires_grad_(False) if adapter.modules else model
-        own = [leaf for leaf in adapter.spec.leaves if leaf.name not in adapter.inserted and leaf.role != "prompt"]
+        own = [leaf for leaf in adapter.spec.leaves if leaf.name not in adapter.inserted and not leaf.name.startswith(PROMPT)]
         self.names = {leaf.name: parameter_name(leaf.name, leaf.role, base, bool(adapter.modules)) for leaf in own}
         seed_dropout(self.model, self.masks, base.head)
         if self.own_mask:

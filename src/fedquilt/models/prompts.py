@@ -19,8 +19,9 @@ from fedquilt import tree
 from fedquilt.models.inserts import Owners
 from fedquilt.types import Batch, Stack
 
-EMBEDDING = "prompt/embedding"
-ENCODER = tuple((f"prompt/encoder.{layer}.weight", f"prompt/encoder.{layer}.bias") for layer in range(3))
+PROMPT = "prompt/"  # before the names of all leaves of a prompt
+EMBEDDING = f"{PROMPT}embedding"
+ENCODER = tuple((f"{PROMPT}encoder.{layer}.weight", f"{PROMPT}encoder.{layer}.bias") for layer in range(3))
 
 
 @dataclass(frozen=True)

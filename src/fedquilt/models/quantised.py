@@ -69,11 +69,11 @@ def refuse_random(config: ModelConfig) -> None:
 
 
 def refuse_drawn(config: ModelConfig, drawn: Sequence[str]) -> None:
-    """What a checkpoint lacks stays as it was drawn, in a map that bitsandbytes wants quantised: it dies in the first pass, ours
+    """A map that a checkpoint lacks stays as it was drawn, and bitsandbytes wants it quantised: it dies in the first pass, ours
     and that of whoever opens an export.
 
     Raises:
-        ModelError: a model with such a module is to be quantised.
+        ModelError: a model with such maps, ``drawn``, is to be quantised.
     """
     if config.quantization is not None and drawn:
         raise ModelError(

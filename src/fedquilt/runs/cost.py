@@ -14,7 +14,7 @@ from fedquilt.data import assets
 from fedquilt.data.files import default_cache
 from fedquilt.data.load import load
 from fedquilt.data.spec import TaskConfig
-from fedquilt.errors import CompositionError
+from fedquilt.errors import CompositionError, ConfigError
 from fedquilt.meter import fingerprint_size
 from fedquilt.method import ClientPlan, compose
 from fedquilt.models.fingerprint import numbers
@@ -86,6 +86,8 @@ def cost(config: RunConfig, *, fltac_rank: int = 1, fedit_rank: int = 16, use: U
         DataError: the labels of a task are neither declared nor readable.
     """
     check(config)
+    if not config.tasks:
+        raise ConfigError("there is no task to count", where="tasks", fix="add [[tasks]] as a client has them, with their labels")
     use, shape = use or _use(config.tasks), find_shape(config.model)
     classes = 0 if use == "generation" else max(map(_classes, config.tasks))
     lines, notes = [], []

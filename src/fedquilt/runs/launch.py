@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,10 +14,10 @@ from fedquilt.engine.base import Engine
 from fedquilt.errors import ConfigError, StateError
 from fedquilt.meter import Meter
 from fedquilt.method import Method
-from fedquilt.models.loading import by_onednn
 from fedquilt.runs.atomic import write_atomic
 from fedquilt.runs.build import Built, build, set_threads
 from fedquilt.runs.config import RunConfig, load_config, parse
+from fedquilt.runs.env import read_env, refuse_other, write_env
 from fedquilt.runs.points import Sketch, records
 from fedquilt.runs.progress import Progress, Silent
 from fedquilt.runs.store import ADAPTERS, Store, begun, locked, writing
@@ -96,7 +95,7 @@ def resume(directory: Path | str, *, progress: Progress | None = None, engine: C
     say, begin = progress or Silent(), time.time()
     with writing(folder), locked(folder):
         config = load_config(folder / "config.toml")
-        env = _read_env(folder)
+        env = read_env(folder)
         if env["config"] != config.digest():
             raise StateError(
                 "the configuration of this run was changed",
@@ -118,18 +117,8 @@ def _start(config: RunConfig, folder: Path, say: Progress, engine: Callable[[Bui
     # Built before anything is written: what cannot be built would be left behind as a run that cannot be resumed.
     built = build(config, progress=say, tick=say.advance)
     trains = engine(built)
-    env = {
-        "config": config.digest(),
-        "chosen": json.loads(config.chosen()),
-        "threads": set_threads(config),
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "system": platform.platform(),
-        "packages": _versions(),
-        "products": "oneDNN" if by_onednn(config.model) else "torch",
-    }
     (folder / "events.jsonl").unlink(missing_ok=True)
-    write_atomic(folder / "env.json", json.dumps(env, indent=1).encode())
+    write_env(built, folder)
     write_atomic(folder / "config.toml", config.to_toml().encode())
     built.partition.save(folder / "partition.json")
     return _go(built, trains, folder, say, begin)
@@ -144,6 +133,7 @@ def _go(built: Built, engine: Engine, folder: Path, say: Progress, begin: float)
     engine.kept = store.clients
     if loaded is not None:
         hub, books, warnings = loaded
+        refuse_other(built, hub, folder)
         for warning in warnings:
             say.line(f"warning: fell back to the round before\n{warning}")
     log = _Log(folder, config, say)
@@ -231,18 +221,3 @@ class _Log:
             if evaluation["clustering"]:
                 parts.append(f"clustering accuracy {evaluation['clustering']['accuracy']:.2f}")
         self.say.line("  ".join(parts))
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    names = ("fedquilt", "torch", "transformers", "peft", "numpy", "scikit-learn", "scipy", "safetensors")
-    return {name: version(name) for name in names}
-
-
-def _read_env(folder: Path) -> dict[str, Any]:
-    try:
-        env: dict[str, Any] = json.loads((folder / "env.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StateError("env.json is missing or corrupt", where=str(folder), fix="start the run anew") from error
-    return env
