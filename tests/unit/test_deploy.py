@@ -21,7 +21,7 @@ from fedquilt.deploy.build import host, pins, remote
 from fedquilt.deploy.host import Host
 from fedquilt.deploy.loopback import Loopback, Node
 from fedquilt.deploy.messages import Done, Pins, Trained
-from fedquilt.deploy.parcel import HEAD, Parcel, parcel, read, unpack
+from fedquilt.deploy.parcel import HEAD, VERSION, Parcel, parcel, read, unpack
 from fedquilt.deploy.remote import Remote
 from fedquilt.errors import CompositionError, ConfigError, StateError
 from fedquilt.method import ClientPlan
@@ -193,7 +193,7 @@ BAD: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "cut off": ("malformed", lambda data: data[:-1]),
     "too large": ("malformed", lambda data: data + bytes(HEAD + (1 << 22))),
     "noise": ("malformed", lambda data: bytes(200)),
-    "another version": ("malformed", lambda data: data.replace(b'"version":1', b'"version":2')),
+    "another version": ("malformed", lambda data: data.replace(b'"version":%d' % VERSION, b'"version":9')),
     "an unknown field": ("malformed", lambda data: changed(data, lambda said: said | {"task": "mood"})),
     "a word for a number": ("malformed", lambda data: changed(data, lambda said: said | {"round": "2"})),
     "no slots": ("lost", lambda data: repacked(data, lambda p: Parcel(p.kind, {**p.said, "done": [], "undone": []}))),
@@ -401,7 +401,7 @@ def test_no_bytes_are_more_than_a_refused_message(found: bytes | tuple[int, byte
 
 @pytest.mark.parametrize("lengths", [[3, 2, 1], [3], [6, -1], [True, 4], [5.0], ["5"], None, {"5": 5}])
 def test_blocks_must_be_what_is_there(lengths: Any) -> None:
-    head = json.dumps({"version": 1, "kind": "x", "said": {}, "blocks": lengths}).encode()
+    head = json.dumps({"version": VERSION, "kind": "x", "said": {}, "blocks": lengths}).encode()
     with pytest.raises(StateError):
         unpack(len(head).to_bytes(8, "little") + head + b"abcde", 1 << 20)
 
