@@ -14,7 +14,7 @@ from torch import Tensor
 from uploads import SPEC, World, federation, make_updates, new_hub, same_partition, state
 
 from fedquilt import apply, assign, local, tree
-from fedquilt.assign.identity import by_members, by_place
+from fedquilt.assign.identity import by_members
 from fedquilt.method import Method, server_step
 from fedquilt.types import Hub, Round, Slot
 
@@ -56,15 +56,6 @@ def test_a_row_goes_on_with_the_one_that_most_of_its_members_had(pairs: list[tup
         else:
             assert known.count(int(source[row])) == max(map(known.count, known))
             assert int(source[row]) == row or known.count(row) < known.count(int(source[row]))
-
-
-def test_a_row_that_nobody_is_in_pushes_no_cluster_out_of_its_own() -> None:
-    """The second cluster has come some way, the third is new: moved along, the second would leave who is away with the third."""
-    rows = torch.tensor([[0.0, 0.0], [9.0, 9.0], [3.0, 3.0]], dtype=torch.float64)
-    centres = torch.tensor([[0.0, 0.5], [9.0, 9.5], [14.0, 14.0]], dtype=torch.float64)
-    labels = torch.tensor([0, 1, 2, 1])
-    assert by_place(labels, centres, rows, torch.tensor([True, True, False])).tolist() == [1, 2, 3, 2]
-    assert by_place(labels, centres, rows, torch.tensor([True, True, True])).tolist() == [1, 3, 2, 3]
 
 
 def split(world: World, step: apply.Apply) -> list[Hub]:

@@ -19,16 +19,11 @@ class Rows(NamedTuple):
     source: Tensor
 
 
-def by_place(labels: Tensor, centres: Tensor, rows: Tensor, taken: Tensor) -> Tensor:
+def by_place(labels: Tensor, centres: Tensor, rows: Tensor) -> Tensor:
     """Rows 1..k ``[n]`` for cluster ``labels [n]``: the match with the smallest squared distances from the clusters' ``centres
-    [k, d]`` to those of the ``rows [k, d]``, in the space in which items are compared.
-
-    ``taken [k]``: rows that slots are in. Another one holds nothing that would have to stay where it is, and would push clusters
-    out of the rows where those of their slots are that are away.
-    """
+    [k, d]`` to those of the ``rows [k, d]``, in the space in which items are compared."""
     used = torch.unique(labels)
     distance = torch.cdist(centres[used], rows, compute_mode="donot_use_mm_for_euclid_dist").square()
-    distance[:, ~taken] = 0
     matched = torch.zeros(len(centres), dtype=torch.long)
     matched[used] = _match(distance)
     return matched[labels] + 1

@@ -180,13 +180,9 @@ class kmeans:
         start = from_labels(cloud.points, before - 1, self.k, cloud.weight)
         if bank_points is None:
             return start
-        away = start.isnan().any(1) & self._in_use(hub)  # rows whose slots are all away keep their place
-        return torch.where(away[:, None], bank_points, start)
-
-    def _in_use(self, hub: Hub) -> Tensor:
-        """Whether slots are in the rows 1..k."""
-        rows = set(hub.table.values())
-        return torch.tensor([row in rows for row in range(1, self.k + 1)])
+        in_use = set(hub.table.values())  # rows in use whose slots are all away keep their place
+        used = torch.tensor([row + 1 in in_use for row in range(self.k)])
+        return torch.where((start.isnan().any(1) & used)[:, None], bank_points, start)
 
     def _best(self, cloud: Cloud, known: Tensor | None, now: Round, *, fresh: bool) -> tuple[Clustering, Metrics]:
         """The lowest inertia over a start from the known rows and, if ``fresh``, random restarts."""
@@ -242,12 +238,11 @@ class kmeans:
 
     def _rows(self, labels: Tensor, points: Tensor, bank_points: Tensor | None, items: Items, hub: Hub, spec: Spec) -> Tensor:
         """The clusters' rows by the features that made them: a head, or a factor's gauge, that was not compared does not count."""
-        taken = self._in_use(hub)
         if bank_points is not None:
-            return by_place(labels, from_labels(points, labels, self.k), bank_points, taken)
+            return by_place(labels, from_labels(points, labels, self.k), bank_points)
         names = compared(items.leaves, spec, self.features, self.head)  # changes have no place; what they lead to has
         some = Items(items.n, {name: items.leaves[name] for name in names})
-        return by_place(labels, some.means(labels, self.k), tree.flatten_rows(tree.select(hub.bank, names))[1:], taken)
+        return by_place(labels, some.means(labels, self.k), tree.flatten_rows(tree.select(hub.bank, names))[1:])
 
     def _run(self, cloud: Cloud, start: Tensor, *, known: bool = False) -> Clustering:
         if self.constraint == "none":
