@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from peft import PeftModel
+from exported import by_card, theirs
 from torch import Tensor
 
-from fedquilt import load_adapter, tree
+from fedquilt import tree
 from fedquilt.adapters.base import Adapter
 from fedquilt.adapters.export import write
 from fedquilt.errors import ModelError
@@ -68,19 +67,6 @@ def adapter_of(base: Base, family: str, **options: Any) -> tuple[Adapter, dict[s
     return adapter, {key: x + 0.2 * torch.randn(x.shape, generator=stream, dtype=x.dtype) for key, x in adapter.init.items()}
 
 
-def theirs(model: Any, batch: Batch) -> Tensor:
-    """Logits of every row alone, without padding."""
-    ends = [0, *torch.cumsum(batch.lengths, 0).tolist()]
-    out = []
-    for first, last in pairwise(ends):
-        inputs = {"input_ids": batch.tokens[first:last].long()[None]}
-        if getattr(model.config, "type_vocab_size", 0) > 1:
-            inputs["token_type_ids"] = batch.types[first:last].long()[None]
-        with torch.no_grad():
-            out.append(model(**inputs, attention_mask=torch.ones_like(inputs["input_ids"])).logits)
-    return torch.cat(out)
-
-
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_logits_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
     """Logits, and losses under dropout, of padded rows against those of every row alone."""
@@ -129,16 +115,6 @@ def test_distilbert_with_both_maps_of_its_head(family: str, tmp_path: Path) -> N
     torch.testing.assert_close(network(base, adapter, packed=True).logits(stack, batch), expected, rtol=0, atol=1e-12)
     folder = write(base, adapter, state, tmp_path / "adapter", "title")
     torch.testing.assert_close(theirs(by_card(folder, tmp_path / "base"), batch), expected, rtol=0, atol=1e-6)
-
-
-def by_card(folder: Path, base: Path) -> Any:
-    """The adapted model, the way the exported README says."""
-    auto = transformers.AutoModelForSequenceClassification
-    if (folder / "config.json").exists():
-        return auto.from_pretrained(folder).double().eval()
-    model = auto.from_pretrained(base, num_labels=3, ignore_mismatched_sizes=True).double()
-    own = (folder / "fedquilt_adapter.json").exists()
-    return (load_adapter(folder, model) if own else PeftModel.from_pretrained(model, folder)).double().eval()
 
 
 @pytest.mark.parametrize("kind", REFUSED)

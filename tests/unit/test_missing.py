@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,10 @@ import pytest
 import torch
 import transformers
 from door import fedquilt, write_config
-from peft import PeftModel
+from exported import by_card, theirs
 from test_models import batch_of, stack_of
-from torch import Tensor
 
-from fedquilt import load_adapter, tree
+from fedquilt import tree
 from fedquilt.adapters.export import write
 from fedquilt.errors import ConfigError, ModelError
 from fedquilt.models.loading import Base, ModelConfig, load
@@ -129,29 +127,8 @@ def test_an_export_brings_it_along(kind: str, family: str, folders: Path, tmp_pa
     folder = write(base, adapter, tree.row(stack, 0), tmp_path / "adapter", "title")
     expected = network(base, adapter, packed=False).logits(stack, batch)
     torch.testing.assert_close(network(base, adapter, packed=True).logits(stack, batch), expected, rtol=0, atol=1e-12)
-    found = logits(by_card(folder, folders / kind), batch)
+    found = theirs(by_card(folder, folders / kind), batch)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)  # some of it goes through float32 there
-
-
-def by_card(folder: Path, base: Path) -> Any:
-    """The adapted model, the way the exported README says."""
-    auto = transformers.AutoModelForSequenceClassification
-    if (folder / "config.json").exists():
-        return auto.from_pretrained(folder).double().eval()
-    model = auto.from_pretrained(base, num_labels=3, ignore_mismatched_sizes=True).double()
-    own = (folder / "fedquilt_adapter.json").exists()
-    return (load_adapter(folder, model) if own else PeftModel.from_pretrained(model, folder)).double().eval()
-
-
-def logits(model: Any, batch: Any) -> Tensor:
-    """Of every row alone."""
-    ends = [0, *torch.cumsum(batch.lengths, 0).tolist()]
-    ids, types = ([x[a:b].long()[None] for a, b in pairwise(ends)] for x in (batch.tokens, batch.types))
-    with torch.no_grad():
-        rows = [
-            model(input_ids=a, token_type_ids=b, attention_mask=torch.ones_like(a)).logits for a, b in zip(ids, types, strict=True)
-        ]
-    return torch.cat(rows)
 
 
 def test_a_run_says_so_and_is_opened_again_as_it_was(folders: Path, tmp_path: Path) -> None:
