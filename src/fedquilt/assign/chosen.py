@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from fedquilt.assign.base import Assignment, Fingerprints, at_least_one
+from fedquilt.assign.identity import match
 from fedquilt.assign.kmeans import LOOKED, kmeans
 from fedquilt.assign.lloyd import assigned, squared
 from fedquilt.assign.sketch import Items, Sketch
@@ -275,12 +276,9 @@ def matched(centres: Tensor, before: Tensor, mass: Tensor) -> list[int]:
 
     ``mass [k]`` of the rows before: where a row was that nobody was in is nothing to keep, and would push others out of theirs.
     """
-    from scipy.optimize import linear_sum_assignment
-
     distance = squared(before, centres)
     distance[mass <= 0] = 0
-    _, column = linear_sum_assignment(distance.numpy())
-    return [int(c) for c in column]
+    return match(distance).tolist()
 
 
 def going_on_with(centres: Tensor, before: Tensor, mass: Tensor) -> Tensor:

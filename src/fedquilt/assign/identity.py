@@ -25,7 +25,7 @@ def by_place(labels: Tensor, centres: Tensor, rows: Tensor) -> Tensor:
     used = torch.unique(labels)
     distance = torch.cdist(centres[used], rows, compute_mode="donot_use_mm_for_euclid_dist").square()
     matched = torch.zeros(len(centres), dtype=torch.long)
-    matched[used] = _match(distance)
+    matched[used] = match(distance)
     return matched[labels] + 1
 
 
@@ -38,7 +38,7 @@ def by_members(labels: Tensor, before: Tensor, k: int) -> Rows:
     shared = torch.zeros((k, k), dtype=torch.long)
     known = before > 0
     shared.index_put_((labels[known], before[known] - 1), torch.ones(1, dtype=torch.long), accumulate=True)
-    row, source = _match(-shared), torch.arange(k + 1)
+    row, source = match(-shared), torch.arange(k + 1)
     for cluster in torch.unique(labels).tolist():
         members, own = shared[cluster], int(row[cluster])
         if members[own] < members.max():
@@ -48,7 +48,7 @@ def by_members(labels: Tensor, before: Tensor, k: int) -> Rows:
     return Rows(row[labels] + 1, source)
 
 
-def _match(cost: Tensor) -> Tensor:
+def match(cost: Tensor) -> Tensor:
     """The cheapest different column for every row of ``cost``."""
     from scipy.optimize import linear_sum_assignment
 
