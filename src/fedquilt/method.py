@@ -183,7 +183,9 @@ def remembering(hub: Hub, found: Mapping[str, Tensor]) -> Hub:
 
 
 def going_on(hub: Hub, source: Tensor) -> Hub:
-    """Every row with the adapter, the patch and the moments of row ``source [K]``."""
+    """Every row with the adapter, the patch and the moments of row ``source [K]``, mostly its own: then nothing is copied."""
+    if torch.equal(source, torch.arange(len(source))):
+        return hub
     moments = {key: x[source] for key, x in hub.memory.items() if key.startswith(apply_.MOMENTUM)}
     bank, patch = (tree.rows(stack, source) for stack in (hub.bank, hub.patch))
     return replace(hub, bank=bank, patch=patch, memory={**hub.memory, **moments})

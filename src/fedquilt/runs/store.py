@@ -221,12 +221,12 @@ def writing(folder: Path) -> Iterator[None]:
         if not isinstance(cause, OSError) or cause.errno not in REFUSED:
             raise
         known = error if isinstance(error, StateError) else None
-        begun = (folder / "config.toml").exists()
+        written = (folder / "config.toml").exists()
         raise StateError(
             known.what if known else "a file of the run cannot be written",
             where=known.where if known else str(cause.filename or folder),
             why=cause.strerror or str(cause),
-            fix=f"free space, then: fedquilt resume {folder}" if begun else "free space, or choose another --dir",
+            fix=f"free space, then: fedquilt resume {folder}" if written else "free space, or choose another --dir",
         ) from cause
 
 
