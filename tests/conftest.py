@@ -21,6 +21,17 @@ settings.register_profile("fedquilt", deadline=None, derandomize=True, suppress_
 settings.load_profile("fedquilt")
 
 
+# Tracing lines makes a test with a small model a quarter to a half slower, so coverage is measured where the core's own tests are.
+UNTRACED = ("conformance/", "e2e/", *(f"unit/test_{what}" for what in ("cli", "cost", "deploy", "docs", "process", "report")))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of whole runs, of commands and of pages are left out of the coverage that ``scripts/test`` measures."""
+    for item in items:
+        if item.nodeid.removeprefix("tests/").startswith(UNTRACED):
+            item.add_marker(pytest.mark.no_cover)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One thread, and a cache of its own: no test reads or writes the user's."""

@@ -20,7 +20,7 @@ from fedquilt.models.loading import ModelConfig, load
 from fedquilt.models.meta import Use, find_shape, meta_base
 from fedquilt.runs.config import RunConfig
 from fedquilt.testing import build_tiny, check_method, run_tiny, tiny_base, tiny_config
-from fedquilt.types import Leaf, Round, Spec
+from fedquilt.types import Round
 
 BASE, LARGE, LLAMA = "FacebookAI/roberta-base", "FacebookAI/roberta-large", "meta-llama/Llama-2-7b-hf"
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -209,41 +209,6 @@ def test_single_cores_average_exactly_and_the_papers_do_not() -> None:
 
 
 # ---- the schedule --------------------------------------------------------------------------------------------------------
-
-
-def spec_of(*lengths: int) -> Spec:
-    leaves = [Leaf(f"m{n}/down.core.{j}", (1,), "core", 0, core=(j, n)) for n in lengths for j in range(n)]
-    return Spec("tt", (*leaves, Leaf("m/down.bias", (1,), "bias", 0), Leaf("c/head.bias", (1,), "head", 0)))
-
-
-def places(part: pick.cores, length: int, rounds: int) -> list[set[int]]:
-    names = [part(spec_of(length), Round(number, 7)) for number in range(1, rounds + 1)]
-    return [{int(name.rpartition(".")[2]) for name in found if ".core." in name} for found in names]
-
-
-def test_the_papers_cores_are_the_ends_and_one_between() -> None:
-    assert places(pick.cores(), 5, 4) == [{0, 1, 4}, {0, 2, 4}, {0, 3, 4}, {0, 1, 4}]
-    assert places(pick.cores(order="fixed"), 5, 2) == [{0, 2, 4}] * 2
-    assert places(pick.cores(), 3, 2) == [{0, 1, 2}] * 2
-    drawn = places(pick.cores(order="random"), 6, 60)
-    assert all({0, 5} < found and len(found) == 3 for found in drawn)
-    assert set.union(*drawn) == set(range(6))
-    assert drawn == places(pick.cores(order="random"), 6, 60)
-
-
-def test_a_single_core_begins_with_the_last() -> None:
-    assert places(pick.cores("single"), 4, 5) == [{3}, {2}, {1}, {0}, {3}]
-    assert places(pick.cores("single", "fixed"), 4, 2) == [{3}] * 2
-    drawn = places(pick.cores("single", "random"), 4, 40)
-    assert drawn[0] == {3}
-    assert set.union(*drawn) == set(range(4))
-
-
-def test_every_length_has_its_own_turn_and_others_train_unless_told() -> None:
-    found = pick.cores()(spec_of(4, 5), Round(3, 0))
-    assert found == ("c/head.bias", "m/down.bias", "m4/down.core.0", "m4/down.core.1", "m4/down.core.3", "m5/down.core.0",
-                     "m5/down.core.3", "m5/down.core.4")  # fmt: skip
-    assert all(".core." in name for name in pick.cores(others=False)(spec_of(4), Round(1, 0)))
 
 
 @pytest.mark.parametrize(("model", "cores"), [(BASE, (13_440, 18_240, 13_440)), (LARGE, (23_040,) * 3), (LLAMA, (44_800,) * 3)])

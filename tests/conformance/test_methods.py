@@ -207,9 +207,8 @@ def test_sequential_gives_the_same_bits_in_any_order_and_cohort(name: str, monke
     config = configured(name, dropout=0.1, precision="float32", engine="sequential")
     first = outcome(config)
     assert same(first, outcome(config))
-    for cohort in (1, 7):
-        assert same(first, outcome(config, cohort=cohort))
-        assert same(first, outcome(config, cohort=cohort, engine="shuffled"))
+    assert same(first, outcome(config, cohort=1))
+    assert same(first, outcome(config, cohort=7, engine="shuffled"))
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
@@ -228,14 +227,15 @@ def test_another_seed_gives_other_bits(name: str) -> None:
 # ---- vectorised and sequential -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cohort", [1, 7, 64])
 @pytest.mark.parametrize("name", METHODS)
-def test_engines_agree_in_float64_after_three_rounds(name: str, cohort: int) -> None:
-    config = configured(name, dropout=0.1, cohort=cohort)
-    fast, slow = outcome(config), outcome(config, engine="sequential")
-    assert agree(fast, slow)
-    assert fast.hub.table == slow.hub.table
-    assert [line["step"].keys() for line in fast.rounds] == [line["step"].keys() for line in slow.rounds]
+def test_engines_agree_in_float64_after_three_rounds(name: str) -> None:
+    config = configured(name, dropout=0.1)
+    slow = outcome(config, engine="sequential")  # whose cohorts change no bit, as above
+    for cohort in (1, 7, 64):
+        fast = outcome(config, cohort=cohort)
+        assert agree(fast, slow)
+        assert fast.hub.table == slow.hub.table
+        assert [line["step"].keys() for line in fast.rounds] == [line["step"].keys() for line in slow.rounds]
 
 
 @pytest.mark.parametrize("model", ["vit", "dinov2"])

@@ -7,6 +7,7 @@ import shutil
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -124,12 +125,27 @@ class Crash(Exception):
 INSTANTS = [*(("train", after) for after in range(1, 5)), ("place", 1), ("share", 2), ("mask", 2), ("open", 2)]
 
 
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, bool], tuple[RunConfig, dict[str, bytes]]]:
+    """A run of four rounds with a checkpoint every so many, in the clear or in sums, and what it leaves in one process."""
+
+    @cache
+    def once(every: int, hidden: bool) -> tuple[RunConfig, dict[str, bytes]]:
+        folder = tmp_path_factory.mktemp("simulated")
+        sums = {"secure_aggregation": True, "method": {"choice": "clients"}} if hidden else {}
+        chosen = config(folder, rounds=4, checkpoint_every=every, **sums)
+        return chosen, result(run(chosen, directory=folder / "here"))
+
+    return once
+
+
 @pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize(("phase", "after"), INSTANTS)
-def test_a_server_that_falls_back_takes_its_clients_along(phase: str, after: int, every: int, tmp_path: Path) -> None:
+def test_a_server_that_falls_back_takes_its_clients_along(
+    phase: str, after: int, every: int, simulated: Callable[[int, bool], tuple[RunConfig, dict[str, bytes]]], tmp_path: Path
+) -> None:
     """It dies in a phase of round ``after``, and has a checkpoint every ``every`` rounds."""
-    hidden = {"secure_aggregation": True, "method": {"choice": "clients"}} if phase != "train" else {}
-    chosen = config(tmp_path, rounds=4, checkpoint_every=every, **hidden)
+    chosen, here = simulated(every, phase != "train")
     seen: set[int] = set()
 
     def until(node: int, one: Host, answer: Node) -> Node:
@@ -147,8 +163,7 @@ def test_a_server_that_falls_back_takes_its_clients_along(phase: str, after: int
     with pytest.raises(Crash):
         run(chosen, directory=tmp_path / "run", engine=federation.engine)
     again = Federation(tmp_path / "clients")
-    here = run(chosen, directory=tmp_path / "here")
-    assert differences(result(resume(tmp_path / "run", engine=again.engine)), result(here)) == []
+    assert differences(result(resume(tmp_path / "run", engine=again.engine)), here) == []
 
 
 def test_a_client_that_does_not_answer_is_left_out_and_comes_back(tmp_path: Path) -> None:

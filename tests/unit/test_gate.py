@@ -10,8 +10,8 @@ import torch
 from uploads import SPEC, state
 
 from fedquilt import tree
-from fedquilt.gate import CODES, Gate
-from fedquilt.types import Job, Reply, Round, Slot
+from fedquilt.gate import CODES, Gate, Rejection
+from fedquilt.types import Failure, Job, Reply, Round, Slot
 
 SHARED = SPEC.names()
 KEY = "enc.0.q/lora_A"
@@ -96,6 +96,14 @@ def test_the_first_of_two_replies_is_used() -> None:
     accepted, rejected = Gate(SPEC)([first, second], JOBS, SHARED)
     assert accepted == [first]
     assert [r.code for r in rejected] == ["duplicate"]
+
+
+def test_what_never_came_is_counted_with_the_rejected() -> None:
+    """With the code that the engine gives; a reply that comes after all is used."""
+    lost = [Failure(Slot(client, 0), "lost", "nothing came in time") for client in (0, 1)]
+    accepted, rejected = Gate(SPEC)([*lost, reply(1)], JOBS, SHARED)
+    assert [r.slot for r in accepted] == [Slot(1, 0)]
+    assert rejected == [Rejection(Slot(client, 0), "lost", "nothing came in time") for client in (0, 1)]
 
 
 def test_a_good_reply_after_a_bad_one_of_the_same_slot_is_used() -> None:
