@@ -125,8 +125,11 @@ class Crash(Exception):
 INSTANTS = [*(("train", after) for after in range(1, 5)), ("place", 1), ("share", 2), ("mask", 2), ("open", 2)]
 
 
+Simulated = Callable[[int, bool], tuple[RunConfig, dict[str, bytes]]]
+
+
 @pytest.fixture(scope="module")
-def simulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, bool], tuple[RunConfig, dict[str, bytes]]]:
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Simulated:
     """A run of four rounds with a checkpoint every so many, in the clear or in sums, and what it leaves in one process."""
 
     @cache
@@ -142,7 +145,7 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, bool],
 @pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize(("phase", "after"), INSTANTS)
 def test_a_server_that_falls_back_takes_its_clients_along(
-    phase: str, after: int, every: int, simulated: Callable[[int, bool], tuple[RunConfig, dict[str, bytes]]], tmp_path: Path
+    phase: str, after: int, every: int, simulated: Simulated, tmp_path: Path
 ) -> None:
     """It dies in a phase of round ``after``, and has a checkpoint every ``every`` rounds."""
     chosen, here = simulated(every, phase != "train")
