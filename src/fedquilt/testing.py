@@ -114,6 +114,7 @@ class Outcome:
     memory: Mapping[str, Tensor]
     rounds: list[dict[str, Any]]
     built: Built
+    hubs: Sequence[Hub]  # the state at the start and after every round
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that training determined."""
@@ -125,9 +126,11 @@ class Nowhere:
 
     def __init__(self) -> None:
         self.records: dict[str, list[Mapping[str, Any]]] = {}
+        self.hubs: list[Hub] = []
 
     def commit(self, hub: Hub, records: Mapping[str, Sequence[Mapping[str, Any]]], books: Books) -> None:
         """Remember."""
+        self.hubs.append(hub)
         for name, lines in records.items():
             self.records.setdefault(name, []).extend(lines)
 
@@ -159,7 +162,7 @@ def run_tiny(config: RunConfig, base: Base | None = None, *, rounds: int | None 
     )
     hub = drive.run(built.program.init(built.adapter.init))
     kept = cast(InMemory, built.engine.kept).tensors()
-    return Outcome(hub, kept, [dict(line) for line in journal.records.get("rounds.jsonl", [])], built)
+    return Outcome(hub, kept, [dict(line) for line in journal.records.get("rounds.jsonl", [])], built, journal.hubs)
 
 
 AGREE, NOISE = 1e-10, 1e-9

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import slow_unless
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
@@ -37,11 +38,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 WORDS = ("prompt", "p_tuning", "prefix")
 TRAINING: dict[str, Any] = {"lr": 1e-2, "steps": 3, "batch": 4}
-QUICK = (("fedit", "bert"), ("fedit", "vit"), ("fltac", "bert"))
 ENCODERS = ("bert", "roberta", "deberta", "deberta-v2", "vit", "dinov2")
+LANGUAGE = ("llama", "gpt2")
+# In the fast suite every family meets BERT under FedIT, and every other one FL-TAC and Llama, the rest images and GPT-2.
+QUICK = ({("fedit", "bert"), ("fltac", "bert")}, {("fedit", "bert"), ("fedit", "vit")})
 CASES = [
-    pytest.param(family, method, model, marks=() if (method, model) in QUICK else pytest.mark.slow)
-    for family in FAMILIES
+    slow_unless((method, model) in QUICK[place % 2], family, method, model)
+    for place, family in enumerate(FAMILIES)
     for method in ("fedit", "fltac", "local_only")
     for model in ENCODERS
     if not (family in WORDS and model in ("vit", "dinov2")) and not (family == "prefix" and model.startswith("deberta"))
@@ -55,8 +58,14 @@ def test_families_pass_the_check_under_methods(family: str, method: str, model: 
     assert len(check_method(method, tables=tables, **TRAINING)) == 7
 
 
-@pytest.mark.parametrize("model", ["llama", "gpt2"])
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "bitfit"])
+@pytest.mark.parametrize(
+    ("family", "model"),
+    [
+        slow_unless(model == LANGUAGE[place % 2], family, model)
+        for place, family in enumerate(name for name in FAMILIES if name != "bitfit")
+        for model in LANGUAGE
+    ],
+)
 def test_families_pass_the_check_on_language_models(family: str, model: str) -> None:
     tables = {"adapter": {"family": family, **FAMILIES[family]}, "model": {"name": f"tiny:{model}", "precision": "float64"}}
     assert len(check_method("fedit", kind="generation", tables=tables, **TRAINING)) == 7
@@ -132,12 +141,11 @@ def rounds_of(name: str, adapter: Mapping[str, Any], **method: Any) -> list[dict
     config = tiny_config(name, method={**TRAINING, **method}, adapter=adapter, rounds=6)
     base = tiny_base(config)
     before = base.fingerprint
-    out = [dict(build_tiny(config, base).adapter.init)]
-    for number in range(1, 7):
-        out.append(dict(tree.row(run_tiny(config, base, rounds=number).hub.bank, 0)))
+    hubs = run_tiny(config, base).hubs
     base._fingerprint = ""
     assert base.fingerprint == before
-    return out
+    assert [hub.step for hub in hubs] == list(range(7))
+    return [dict(tree.row(hub.bank, 0)) for hub in hubs]
 
 
 def moved(states: list[dict[str, Tensor]], ending: str) -> list[set[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from door import differences, result
 from tiny import tiny_config
 
@@ -14,6 +15,7 @@ from fedquilt.runs.launch import run
 PATIENCE = 250.0
 
 
+@pytest.mark.slow
 def test_flowers_own_simulation(tmp_path: Path) -> None:
     """Two clients; the local SuperLink and Ray's processes end with the test."""
     chosen = tiny_config(tmp_path, "fltac", engine="sequential", partition={"how": "iid", "clients": 2, "column": None})

@@ -11,6 +11,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from cases import slow_unless
 from door import differences, result
 from tiny import tiny_config
 
@@ -26,7 +27,7 @@ from fedquilt.types import Round
 CASES: dict[str, dict[str, Any]] = {"fltac": {"adapter": {"head": "private"}}, "centralised_lora": {}}
 
 
-@pytest.mark.parametrize("method", CASES)
+@pytest.mark.parametrize("method", [slow_unless(method == "fltac", method) for method in CASES])
 def test_workers_change_no_bit_of_a_sequential_run(method: str, tmp_path: Path) -> None:
     """Everything but the configuration that names them."""
     one, two = (
@@ -77,9 +78,11 @@ def trained(config: RunConfig, kind: type[ProcessEngine], **changes: Any) -> tup
 
 def test_a_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:
     """The same bits, every step told once, and a warning."""
-    wanted, _, silent = trained(config(tmp_path), ProcessEngine)
     found, _, said = trained(config(tmp_path), Killer)
-    assert not silent
+    built = build(config(tmp_path, workers=1))
+    hub = built.program.init(built.adapter.init)
+    jobs = built.program.plan(hub, built.engine.roster(1), Round(1, 0))
+    wanted = built.engine.poll(built.engine.submit(jobs, hub.bank))
     assert len(said) == 1
     assert "signal 9" in said[0]
     for one, other in zip(found, wanted, strict=True):
@@ -87,6 +90,7 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:
         assert tree.equal(one.delta, other.delta)
 
 
+@pytest.mark.slow
 def test_a_machine_that_kills_every_worker_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(FedquiltError, match="killed 3 times over the same work") as caught:
         trained(config(tmp_path), Killer, times=9)
