@@ -21,6 +21,7 @@ from fedquilt.data.metrics import metric, questions
 from fedquilt.data.view import View
 from fedquilt.engine.base import Engine
 from fedquilt.engine.batches import assemble
+from fedquilt.models.loss import fill
 from fedquilt.models.network import Network
 from fedquilt.models.scoring import Asked, TextScores
 from fedquilt.ticks import Tick, between, silent
@@ -142,10 +143,10 @@ class Evaluator:
         task = self.view.tasks[name]
         if task.name not in self._batches:
             lengths, order = task.evaluation.lengths, self.order(task)
-            part = (np.cumsum(lengths[order] + self.virtual) - 1) // EVALUATION_TOKENS
             head = self.heads.get(task.name, 0)
             self._batches[task.name] = [
-                assemble([(task, head, int(i)) for i in order[part == p]], 0, split="evaluation") for p in np.unique(part)
+                assemble([(task, head, int(i)) for i in order[some]], 0, split="evaluation")
+                for some in fill((lengths[order] + self.virtual).tolist(), EVALUATION_TOKENS)
             ]
         return self._batches[task.name]
 

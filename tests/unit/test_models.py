@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call, vmap
 
@@ -16,7 +19,7 @@ from fedquilt.adapters.lora import lora
 from fedquilt.adapters.whole import full, head
 from fedquilt.errors import ConfigError, ModelError
 from fedquilt.models.loading import Base, ModelConfig, load
-from fedquilt.models.loss import row_losses, slot_means
+from fedquilt.models.loss import fill, row_losses, slot_means
 from fedquilt.models.network import batches_adapters, network
 from fedquilt.models.packed_bert import PackedBert
 from fedquilt.models.padded import Padded, additive_mask, pad
@@ -272,3 +275,11 @@ def test_losses_of_rows() -> None:
     entropy = torch.log(torch.exp(torch.tensor(-1.0, dtype=torch.float64)) + 1)
     assert torch.allclose(out, torch.stack([entropy, torch.tensor(4.0, dtype=torch.float64)]))
     assert slot_means(out, torch.tensor([1, 1]), 3).tolist() == [0.0, float(out.mean()), 0.0]
+
+
+@given(st.lists(st.integers(1, 50)), st.integers(1, 120))
+def test_as_many_neighbours_as_fit_go_together(lengths: list[int], budget: int) -> None:
+    parts = [lengths[some] for some in fill(lengths, budget)]
+    assert [length for part in parts for length in part] == lengths
+    assert all(part and (sum(part) <= budget or len(part) == 1) for part in parts)
+    assert all(sum(one) + other[0] > budget for one, other in pairwise(parts))

@@ -16,6 +16,7 @@ from fedquilt.engine.batches import Draw, Sampler
 from fedquilt.engine.kept import InMemory, Kept
 from fedquilt.method import ClientPlan
 from fedquilt.models.fingerprint import Look
+from fedquilt.models.heap import Heap
 from fedquilt.models.network import Network
 from fedquilt.privacy.sums import Total
 from fedquilt.ticks import Tick, between, silent
@@ -108,6 +109,7 @@ class InProcess(ABC):
         self.replies: dict[int, Reply] = {}
         self.seen_of: dict[Slot, Tensor] = {}  # looks at slots that choose their rows themselves
         self.issued = 0
+        self.heap = Heap()
 
     def there(self, stack: Stack) -> Stack:
         """On the model's device."""

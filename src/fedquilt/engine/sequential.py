@@ -36,6 +36,7 @@ class SequentialEngine(InProcess):
             grads = torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
             x, moments = local.step(x, dict(zip(leaves, grads, strict=True)), moments, local.rate(now), active)
             losses.append(loss.item())
+            self.heap.settle()
             self.tick(1)
         state, delta, after = (tree.row(tree.map_leaves(Tensor.cpu, stack), 0) for stack in (x, tree.sub(x, begun), moments))
         return Trained(state, delta, after, sum(losses) / len(losses))

@@ -123,6 +123,7 @@ class VectorisedEngine(InProcess):
             for key, grad in zip(leaves, got, strict=True):
                 grads[key][slots] += grad
             losses[slots] += loss.detach().double()
+            self.heap.settle()
         return grads, losses
 
     def _pieces(self, draws: dict[int, Draw]) -> list[Piece]:

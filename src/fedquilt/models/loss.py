@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -35,7 +38,7 @@ def slot_means(rows: Tensor, owner: Tensor, slots: int) -> Tensor:
 
 
 def cut(batch: Batch, budget: int, extra: int = 0, *, padded: bool = False) -> list[Batch]:
-    """Rows of similar length together, about ``budget`` tokens at a time; the batch itself where it fits.
+    """Rows of similar length together, at most ``budget`` tokens at a time (a longer row alone); the batch itself where it fits.
 
     ``extra``: virtual tokens that the model puts before every row; ``padded``: every row counts as the longest.
 
@@ -47,5 +50,15 @@ def cut(batch: Batch, budget: int, extra: int = 0, *, padded: bool = False) -> l
     if int(lengths.sum()) <= budget:
         return [batch]
     order = torch.sort(batch.lengths, stable=True).indices
-    part = (torch.cumsum(lengths[order], 0) - 1) // budget
-    return [batch.pick(order[part == p]) for p in torch.unique(part).tolist()]
+    return [batch.pick(order[some]) for some in fill(lengths[order].tolist(), budget)]
+
+
+def fill(lengths: Sequence[int], budget: int) -> list[slice]:
+    """Neighbours together, as many as fit into ``budget``; one that is longer is alone."""
+    begins, total = [0] if lengths else [], 0
+    for place, length in enumerate(lengths):
+        if total and total + length > budget:
+            begins.append(place)
+            total = 0
+        total += length
+    return [slice(begin, end) for begin, end in pairwise([*begins, len(lengths)])]

@@ -18,7 +18,8 @@ ACTIVATION_BYTES = 1 << 30  # on the host
 GPU_SHARE = 0.5  # of a GPU's memory beside the model
 LEAST = 256  # tokens
 POSITIONS = ("position_embeddings", "embed_positions", "wpe")  # what transformers calls the embedding of positions
-# What a process holds after passes of many sizes, over what one pass keeps: the allocator does not give freed blocks back.
+# What a process holds after passes of many sizes, over what one pass keeps: the allocator does not give freed blocks back, until
+# they are asked for (heap.py).
 ALLOCATOR = 2.5
 
 

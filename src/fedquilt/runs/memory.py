@@ -3,43 +3,38 @@ holds it against what runs took."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from fedquilt.engine.base import InProcess
 from fedquilt.engine.process import ProcessEngine
 from fedquilt.evaluate import EVALUATION_TOKENS
+from fedquilt.models.heap import SLACK, held, trimmer
 from fedquilt.models.room import ALLOCATOR, model_bytes, pass_bytes, token_bytes
 from fedquilt.runs.build import Built
 from fedquilt.types import Round, Slot
 
 
 def peak(built: Built) -> int:
-    """Bytes at most: what the process holds with model and data loaded, and the larger of a training and an evaluation pass.
+    """Bytes at most: what the process holds with model and data loaded, and the larger of a training and an evaluation pass, with
+    what the allocator keeps of earlier ones.
 
     Workers hold as much and train; their parent evaluates."""
-    own, evaluation, engine = held(built), EVALUATION_TOKENS * pass_bytes(built.base), built.engine
+    own, engine = held() or model_bytes(built.base), built.engine
+    evaluation = grown(EVALUATION_TOKENS * pass_bytes(built.base))
     if isinstance(engine, ProcessEngine):
-        return own + evaluation + engine.count * (own + training(built, engine.inner, engine.count)) + slots(built)
-    return own + max(training(built, engine), evaluation) + slots(built)
+        return own + evaluation + engine.count * (own + grown(training(built, engine.inner, engine.count))) + slots(built)
+    return own + max(grown(training(built, engine)), evaluation) + slots(built)
 
 
-def held(built: Built) -> int:
-    """Bytes of this process now; where the system does not say so (Linux does), those of the model."""
-    status = Path("/proc/self/statm")
-    if status.exists():
-        import resource
-
-        return int(status.read_text(encoding="ascii").split()[1]) * resource.getpagesize()
-    return model_bytes(built.base)
+def grown(once: int) -> int:
+    """What passes of up to ``once`` bytes come to."""
+    kept = int((ALLOCATOR - 1) * once)
+    return once + (min(kept, SLACK) if trimmer() else kept)
 
 
 def training(built: Built, engine: InProcess, workers: int = 1) -> int:
     """Activations of the largest pass of one of ``workers``, on the host."""
-    if built.network.device.type != "cpu":
-        return 0
-    return int(tokens(engine, built, workers) * token_bytes(built.base) * ALLOCATOR)
+    return tokens(engine, built, workers) * token_bytes(built.base) if built.network.device.type == "cpu" else 0
 
 
 def tokens(engine: InProcess, built: Built, workers: int = 1) -> int:
