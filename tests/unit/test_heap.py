@@ -17,7 +17,7 @@ glibc = pytest.mark.skipif(trimmer() is None, reason="the C library is not glibc
 
 
 def holes() -> list[torch.Tensor]:
-    """A heap 400 MB larger, every other block of which is free again: nothing at its end could go back by itself."""
+    """Every hundredth of blocks of 400 MB; the others are free again, and lie between these, so that they cannot go back alone."""
     blocks = [torch.ones(NUMBERS) for _ in range(100_000)]
     return blocks[::100]
 
