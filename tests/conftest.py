@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forks import FORKING
 from hypothesis import HealthCheck, settings
 from stored import commit
 from tiny import tiny_config
@@ -40,6 +41,13 @@ def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("TOKENIZERS_PARALLELISM", "false")
         torch.set_num_threads(1)
         yield
+
+
+@pytest.fixture
+def forking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker processes are forked. Tests without it start them as users do."""
+    monkeypatch.setattr("fedquilt.runs.workers.subprocess", FORKING)
+    monkeypatch.setattr("fedquilt.deploy.worker.subprocess", FORKING)
 
 
 @pytest.fixture

@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import os
 import random
 import signal
 import subprocess
@@ -23,6 +21,7 @@ from typing import Any, Protocol
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from door import COMMAND, committed, differences, result, write_config
+from forks import Fork
 
 from fedquilt.cli import main as command_line
 from fedquilt.runs.store import Store, read_manifest
@@ -92,29 +91,10 @@ def process(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen([*COMMAND, *words], stdout=out, stderr=out)
 
 
-class Fork:
-    """The same command in a process that is forked from one which has imported everything: seconds less for each."""
-
-    def __init__(self, words: Sequence[str], log: Path) -> None:
-        server = multiprocessing.get_context("forkserver")
-        server.set_forkserver_preload(
-            ["fedquilt.runs.launch", "fedquilt.models.packed", "peft", "transformers.models.bert", "datasets"]
-        )
-        self.child = server.Process(target=_forked, args=(list(words), str(log)))
-        self.child.start()
-
-    def poll(self) -> int | None:
-        """The exit code once it has ended."""
-        return self.child.exitcode
-
-    def wait(self, timeout: float) -> int | None:
-        """The exit code when it has ended."""
-        self.child.join(timeout)
-        return self.child.exitcode
-
-    def kill(self) -> None:
-        """SIGKILL."""
-        self.child.kill()
+def fork(words: Sequence[str], log: Path) -> Fork:
+    """The same without a new interpreter."""
+    with log.open("ab") as out:
+        return Fork(command_line, words, out=out)
 
 
 def until(child: Child, ready: Callable[[], bool]) -> None:
@@ -129,13 +109,6 @@ def ahead(run: Path) -> bool:
     manifest = read_manifest(run)
     lengths = manifest["generations"][0]["lengths"] if manifest else {}
     return any((run / name).stat().st_size > length for name, length in lengths.items())
-
-
-def _forked(words: list[str], log: str) -> None:
-    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(out, 1)
-    os.dup2(out, 2)
-    sys.exit(command_line(words))
 
 
 @dataclass

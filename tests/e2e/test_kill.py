@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from door import fedquilt, result, write_config
-from killing import Fork, Killer, kill_method
+from killing import Killer, fork, kill_method
 
 
 @pytest.mark.parametrize("method", ["fltac", "fedit"])
 def test_a_few_kills(method: str, tmp_path: Path) -> None:
-    tally = kill_method(method, 2, 1, tmp_path, Fork, rounds=12)
+    tally = kill_method(method, 2, 1, tmp_path, fork, rounds=12)
     print(tally)
     assert tally.good, (tally.unloadable, tally.different)
     assert tally.hits == 2
@@ -32,7 +32,7 @@ def test_many_kills(method: str, tmp_path: Path) -> None:
 def test_the_harness_can_fail(tmp_path: Path) -> None:
     config, run = write_config(tmp_path, "fedit", rounds=2), tmp_path / "run"
     assert fedquilt("run", config, "--dir", run).code == 0
-    killer = Killer(Fork, config, result(run), random.Random(0), 2, 1.0)
+    killer = Killer(fork, config, result(run), random.Random(0), 2, 1.0)
     killer.check(run)
     killer.compare(run)
     assert killer.tally.good

@@ -213,6 +213,7 @@ def test_a_client_whose_tasks_have_changed_is_refused(tmp_path: Path) -> None:
     assert [entry["detail"] for entry in second["rejected"]] == ["other data than before"]
 
 
+@pytest.mark.usefixtures("forking")
 def test_workers_train_a_client_s_own_data(tmp_path: Path) -> None:
     """Processes of their own know whose machine it is."""
     tables = shared("fedit", rounds=1, workers=2)

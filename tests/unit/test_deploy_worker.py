@@ -63,6 +63,7 @@ def station(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Station]:
     one.end()
 
 
+@pytest.mark.usefixtures("forking")
 def test_a_run_through_a_worker_that_is_killed_has_the_same_bits(station: Station, tmp_path: Path) -> None:
     """Client 0 behind its worker, the others asked directly; killed before round 2, and while it answers in round 3."""
     chosen = load_config(station.config)
@@ -108,6 +109,7 @@ def test_one_worker_per_socket_which_ends_when_nobody_asks(station: Station) -> 
     assert not station.socket.exists()
 
 
+@pytest.mark.usefixtures("forking")
 def test_a_worker_that_cannot_start_says_where_it_says_why(station: Station) -> None:
     station.config.write_text("rounds = 'many'", encoding="utf-8")
     with pytest.raises(StateError, match="the worker did not start") as caught:
@@ -134,6 +136,7 @@ def own(station: Station, idle: float = 20.0) -> worker.Station:
     return worker.Station(station.config, 0, station.folder / "state", station.folder / "socket", idle)
 
 
+@pytest.mark.usefixtures("forking")
 def test_a_worker_is_there_before_anybody_asks(station: Station) -> None:
     """It says so only when it answers: the socket of one that was killed is no sign of it. It ends with the block."""
     one, lines = own(station), list[str]()
@@ -152,6 +155,7 @@ def test_a_worker_is_there_before_anybody_asks(station: Station) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.usefixtures("forking")
 def test_where_another_worker_is_loading_that_one_is_waited_for(station: Station) -> None:
     one, lines = own(station), list[str]()
     one.place.parent.mkdir(mode=0o700)
@@ -163,6 +167,7 @@ def test_where_another_worker_is_loading_that_one_is_waited_for(station: Station
         assert said(lines) == "the base model is loaded"
 
 
+@pytest.mark.usefixtures("forking")
 def test_what_a_worker_lacks_is_said_before_anybody_asks(station: Station) -> None:
     text = station.config.read_text(encoding="utf-8")
     station.config.write_text(text.replace("rounds = 3", "rounds = 'many'"), encoding="utf-8")

@@ -76,6 +76,7 @@ def trained(config: RunConfig, kind: type[ProcessEngine], **changes: Any) -> tup
     return replies, told, said
 
 
+@pytest.mark.usefixtures("forking")
 def test_a_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:
     """The same bits, every step told once, and a warning."""
     wanted, _, silent = trained(config(tmp_path), ProcessEngine)
@@ -88,13 +89,14 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:
         assert tree.equal(one.delta, other.delta)
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("forking")
 def test_a_machine_that_kills_every_worker_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(FedquiltError, match="killed 3 times over the same work") as caught:
         trained(config(tmp_path), Killer, times=9)
     assert "fewer workers" in str(caught.value)
 
 
+@pytest.mark.usefixtures("forking")
 def test_a_worker_that_ends_by_itself_is_not_replaced(tmp_path: Path) -> None:
     """It would end again: here its data has gone. No other worker stays behind."""
     built = build(config(tmp_path))
@@ -130,6 +132,7 @@ def test_a_worker_s_error_is_raised_here_with_all_its_parts(tmp_path: Path, monk
     assert not thread.is_alive(), "it goes on after its pipe was closed"
 
 
+@pytest.mark.usefixtures("forking")
 def test_whoever_stops_need_not_wait_for_the_workers(tmp_path: Path) -> None:
     """What a tick raises ends training, and the workers with it."""
 

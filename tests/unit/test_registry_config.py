@@ -135,6 +135,13 @@ def test_a_third_partys_builder_is_found(tmp_path: Path, monkeypatch: pytest.Mon
     assert registry.load("fedquilt.methods", "mine")(lr=2.0) == 2.0
 
 
+def test_what_is_installed_later_is_found_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "late" not in registry.names("fedquilt.methods")
+    package(tmp_path, "quilt_late", "late = quilt_late:late")
+    assert "late" in registry.names("fedquilt.methods")
+
+
 def test_two_packages_with_one_name_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package(tmp_path, "quilt_rival", "fltac = quilt_rival:fltac")
     monkeypatch.syspath_prepend(tmp_path)

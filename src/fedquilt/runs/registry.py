@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import entry_points
+from functools import lru_cache
+from importlib.metadata import EntryPoints, entry_points
+from pathlib import Path
 from typing import Annotated, Any, NotRequired, Required
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
@@ -23,7 +26,7 @@ PLACES = {"fedquilt.methods": "method.name", "fedquilt.adapters": "adapter.famil
 
 def names(group: str) -> list[str]:
     """All registered names of a group, sorted."""
-    return sorted({point.name for point in entry_points(group=group)})
+    return sorted({point.name for point in _points(group)})
 
 
 def load(group: str, name: str, where: str = "") -> Builder:
@@ -32,7 +35,7 @@ def load(group: str, name: str, where: str = "") -> Builder:
     Raises:
         ConfigError: no such name, two packages with the same name, or a package that cannot be imported.
     """
-    points = list({(point.value): point for point in entry_points(group=group) if point.name == name}.values())
+    points = list({(point.value): point for point in _points(group) if point.name == name}.values())
     kind = group.rpartition(".")[2].rstrip("s")
     if not points:
         raise ConfigError(f"unknown {kind} '{name}'", where=where or PLACES[group], fix=did_you_mean(name, names(group)))
@@ -45,6 +48,21 @@ def load(group: str, name: str, where: str = "") -> Builder:
         fix = "install what it needs, or uninstall it"
         raise ConfigError(f"the {kind} '{name}' cannot be imported", where=points[0].value, why=str(error), fix=fix) from error
     return builder
+
+
+def _points(group: str) -> EntryPoints:
+    return _installed(group, tuple(_stamp(Path(place)) for place in sys.path))
+
+
+@lru_cache(maxsize=len(PLACES))
+def _installed(group: str, _: tuple[tuple[Path, int], ...]) -> EntryPoints:
+    """Finding them reads a file of every installed package, and a run asks six times: again only if a folder of the path has
+    changed, as it does when something is installed."""
+    return entry_points(group=group)
+
+
+def _stamp(place: Path) -> tuple[Path, int]:
+    return place, place.stat().st_mtime_ns if place.exists() else 0
 
 
 def schema(builder: Builder, provided: tuple[str, ...] = ()) -> type[BaseModel]:
