@@ -33,7 +33,8 @@ def test_what_was_freed_goes_back_above_the_slack() -> None:
     assert before is not None
     assert after is not None
     assert before - after > 200 << 20
-    assert one.floor == after
+    assert one.floor is not None
+    assert abs(one.floor - after) < 1 << 20, "asking takes a page or two"
     assert not one.settle(), "nothing has grown since"
     assert all(bool((block == 1).all()) for block in kept)
 
