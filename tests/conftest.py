@@ -44,6 +44,12 @@ def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture
+def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for sockets, whose paths have at most 100 bytes: ``tmp_path`` has the test's name in its own."""
+    return tmp_path_factory.mktemp("t")
+
+
+@pytest.fixture
 def forking(monkeypatch: pytest.MonkeyPatch) -> None:
     """Worker processes are forked. Tests without it start them as users do."""
     monkeypatch.setattr("fedquilt.runs.workers.subprocess", FORKING)

@@ -8,6 +8,6 @@ import pytest
 
 
 @pytest.fixture
-def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With a short name: the path of a worker's socket has at most 100 bytes, and pytest's own folders have the test's name."""
-    return tmp_path_factory.mktemp("t")
+def tmp_path(short: Path) -> Path:
+    """Programs put sockets into it."""
+    return short

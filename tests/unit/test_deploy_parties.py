@@ -26,13 +26,10 @@ def alive(pid: int) -> bool:
     return True
 
 
-def test_a_worker_stays_while_the_server_is_away_and_ends_with_its_client(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_stays_while_the_server_is_away_and_ends_with_its_client(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SuperNodes that end at once: the model is loaded once, not with each of them."""
-    folder = tmp_path_factory.mktemp("c")
-    config = folder / "config.toml"
-    config.write_text(tiny_config(folder, "fedit", rounds=1, engine="sequential").to_toml(), encoding="utf-8")
+    config = short / "config.toml"
+    config.write_text(tiny_config(short, "fedit", rounds=1, engine="sequential").to_toml(), encoding="utf-8")
     monkeypatch.setattr(parties, "node", lambda *_: [sys.executable, "-c", ""])
     monkeypatch.setattr(parties, "PAUSE", 0.2)
     lines: list[str] = []
@@ -41,13 +38,13 @@ def test_a_worker_stays_while_the_server_is_away_and_ends_with_its_client(
     def say(line: str) -> None:
         lines.append(line)
         if line.startswith("not connected") and "the base model is loaded" in lines:
-            pids.append(int(next((folder / "state" / "worker").glob("*.pid")).read_text(encoding="ascii")))
+            pids.append(int(next((short / "state" / "worker").glob("*.pid")).read_text(encoding="ascii")))
             assert alive(pids[-1])
             if len(pids) == 3:
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        parties.join(folder, ClientSettings(server="localhost:1", client=0), config, say)
+        parties.join(short, ClientSettings(server="localhost:1", client=0), config, say)
     assert len(set(pids)) == 1
     assert lines.count("the base model is loaded") == 1
     end = time.monotonic() + 10

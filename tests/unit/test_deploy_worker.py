@@ -53,12 +53,11 @@ class Station:
 
 
 @pytest.fixture
-def station(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Station]:
+def station(short: Path) -> Iterator[Station]:
     """Client 0 of a tiny run; no worker outlives the test."""
-    folder = tmp_path_factory.mktemp("s")
-    config = folder / "config.toml"
-    config.write_text(tiny_config(folder, "fedit", rounds=3, engine="sequential").to_toml(), encoding="utf-8")
-    one = Station(config, 0, folder)
+    config = short / "config.toml"
+    config.write_text(tiny_config(short, "fedit", rounds=3, engine="sequential").to_toml(), encoding="utf-8")
+    one = Station(config, 0, short)
     yield one
     one.end()
 

@@ -23,18 +23,16 @@ def holes() -> list[torch.Tensor]:
 
 
 @glibc
-def test_what_was_freed_goes_back_above_the_slack() -> None:
+def test_what_was_freed_goes_back_above_the_slack(monkeypatch: pytest.MonkeyPatch) -> None:
     patient, one = Heap(1 << 40), Heap(200 << 20)
+    seen: list[int] = []  # a look takes a page now and then, so no two need be equal
+    monkeypatch.setattr(heap, "held", lambda: seen.append(held() or 0) or seen[-1])
     kept = holes()
-    before = held()
     assert not patient.settle()
     assert one.settle()
-    after = held()
-    assert before is not None
-    assert after is not None
+    before, after = seen[-2:]
     assert before - after > 200 << 20
-    assert one.floor is not None
-    assert abs(one.floor - after) < 1 << 20, "asking takes a page or two"
+    assert one.floor == after
     assert not one.settle(), "nothing has grown since"
     assert all(bool((block == 1).all()) for block in kept)
 
