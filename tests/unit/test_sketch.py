@@ -69,6 +69,16 @@ def test_probed_products_keep_theirs_whatever_the_gauge() -> None:
     torch.testing.assert_close(probed(features.stacked(turned), 5, 0), found[0])
 
 
+def test_what_is_sketched_is_not_written_to() -> None:
+    """Parts are copies, in float64 as well: signs are put on in place."""
+    stack = {key: x.double() for key, x in random_stack(3, 2).items()}
+    items, before = features.stacked(stack), {key: x.clone() for key, x in stack.items()}
+    first = sketched(items, NAMES, 7, 0), probed(items, 5, 0), items.means(torch.tensor([0, 1, 1]), 2)
+    again = sketched(items, NAMES, 7, 0), probed(items, 5, 0), items.means(torch.tensor([0, 1, 1]), 2)
+    assert all(torch.equal(x, before[key]) for key, x in stack.items())
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+
+
 def one_feature(layers: int) -> Tensor:
     """The same number is large in every layer of 768, with its own size and sign in each item and layer."""
     x = 0.01 * torch.randn(20, layers, 768, generator=generator(10), dtype=torch.float64)
@@ -117,7 +127,7 @@ def test_standard_is_standardised_in_parts(monkeypatch: pytest.MonkeyPatch) -> N
     x[:, 4] = 2.0
     weight = torch.rand(50, generator=generator(4), dtype=torch.float64)
     monkeypatch.setattr(sketch, "AT_ONCE", 7 * 9)
-    found = torch.cat([part for _, part in sketch.standard(x, weight).parts("")])
+    found = torch.cat([part.clone() for _, part in sketch.standard(x, weight).parts("")])
     torch.testing.assert_close(found, features.standardised(x, weight))
 
 

@@ -36,7 +36,7 @@ from fedquilt.assign.base import Assignment, Fingerprints, at_least_one
 from fedquilt.assign.identity import match
 from fedquilt.assign.kmeans import LOOKED, kmeans
 from fedquilt.assign.lloyd import assigned, squared
-from fedquilt.assign.sketch import Items, Sketch
+from fedquilt.assign.sketch import Items, Sketch, Source
 from fedquilt.errors import CompositionError, QuorumError, StateError
 from fedquilt.types import Hub, Round, Slot, Spec, Updates
 
@@ -267,7 +267,7 @@ def located(looks: Tensor, told: Question, seed: int) -> Tensor:
     points = (looks.double() - told.mean) / told.scale
     if points.shape[1] > WIDTH:
         x, points = points, torch.zeros(len(points), WIDTH, dtype=torch.float64)
-        Sketch(WIDTH, seed).add(points, Items(len(x), {"": lambda rows: x[rows]}), [""])
+        Sketch(WIDTH, seed).add(points, Items(len(x), {"": Source(x.shape[1:], lambda rows, out: out.copy_(x[rows]))}), [""])
     return points if told.axes is None else points @ told.axes
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedquilt import tree
-from fedquilt.assign.sketch import EXACT, Items, Sketch, standard, width
+from fedquilt.assign.sketch import EXACT, Items, Sketch, Source, room, standard, width
 from fedquilt.types import Spec, Stack, Updates
 
 Features = Literal["b_factors", "factors", "products", "updates", "history", "fingerprint", "fisher"]
@@ -25,19 +25,19 @@ Features = Literal["b_factors", "factors", "products", "updates", "history", "fi
 def uploaded(updates: Updates) -> Items:
     """What was uploaded: start + delta."""
 
-    def leaf(key: str, rows: slice) -> Tensor:
-        return updates.start[key][rows].double() + updates.delta[key][rows].double()
+    def fill(key: str, rows: slice, out: Tensor) -> None:
+        out.copy_(updates.start[key][rows]).add_(updates.delta[key][rows])
 
-    return Items(len(updates), {key: partial(leaf, key) for key in updates.delta})
+    return Items(len(updates), {key: Source(delta.shape[1:], partial(fill, key)) for key, delta in updates.delta.items()})
 
 
 def stacked(stack: Mapping[str, Tensor]) -> Items:
     """Adapters that are there already, ``[n, ...]``."""
 
-    def leaf(key: str, rows: slice) -> Tensor:
-        return stack[key][rows].double()
+    def fill(key: str, rows: slice, out: Tensor) -> None:
+        out.copy_(stack[key][rows])
 
-    return Items(tree.length(stack), {key: partial(leaf, key) for key in stack})
+    return Items(tree.length(stack), {key: Source(x.shape[1:], partial(fill, key)) for key, x in stack.items()})
 
 
 def located(groups: Sequence[Items], spec: Spec, features: Features, head: bool, seed: int) -> Tensor:
@@ -47,7 +47,7 @@ def located(groups: Sequence[Items], spec: Spec, features: Features, head: bool,
     if n <= EXACT:
         wholes = [items.whole(names) for items in groups]
         return coordinates(gram({key: torch.cat([whole[key] for whole in wholes]) for key in names}, spec, features, head))
-    sketch, points = Sketch(width(n), seed), torch.zeros(n, width(n), dtype=torch.float64)
+    sketch, points = Sketch(width(n), seed), room(n, width(n))
     for items, part in zip(groups, points.split([items.n for items in groups]), strict=True):
         if features == "products":
             sketch.add_products(part, items, spec)
@@ -60,7 +60,7 @@ def described(fingerprints: Tensor, weight: Tensor, seed: int) -> Tensor:
     n = len(fingerprints)
     if n <= EXACT:
         return coordinates(linear(standardised(fingerprints, weight)))
-    points = torch.zeros(n, width(n), dtype=torch.float64)
+    points = room(n, width(n))
     Sketch(width(n), seed).add(points, standard(fingerprints, weight), [""])
     return points
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedquilt import tree
-from fedquilt.assign.sketch import Items
+from fedquilt.assign.sketch import Items, Source
 from fedquilt.types import Slot, Stack, Updates
 
 PREFIX = "history/"  # in Hub.memory
@@ -39,11 +39,10 @@ class History:
     def mean(self) -> Items:
         """Mean update of every slot."""
 
-        def leaf(key: str, rows: slice) -> Tensor:
-            total = self.total[key][rows].double()
-            return total / self.counts[rows].view(-1, *[1] * (total.dim() - 1))
+        def fill(key: str, rows: slice, out: Tensor) -> None:
+            out.copy_(self.total[key][rows]).div_(self.counts[rows].view(-1, *[1] * (out.dim() - 1)))
 
-        return Items(len(self.slots), {key: partial(leaf, key) for key in self.total})
+        return Items(len(self.slots), {key: Source(x.shape[1:], partial(fill, key)) for key, x in self.total.items()})
 
     def memory(self) -> dict[str, Tensor]:
         """As entries of ``Hub.memory``."""
