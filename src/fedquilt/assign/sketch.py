@@ -84,8 +84,9 @@ class Items:
 
     def parts(self, key: str) -> Iterator[tuple[slice, Tensor]]:
         """The rows of a leaf, :data:`AT_ONCE` numbers at a time, all in one place: a part is gone when the next is read."""
-        buffer = room(self.step(self.size(key)) * self.size(key))
-        for rows in self.blocks(self.size(key)):
+        size = self.size(key)
+        buffer = room(self.step(size) * size)
+        for rows in self.blocks(size):
             yield rows, self.leaves[key].read(rows, buffer)
 
     def blocks(self, size: int) -> Iterator[slice]:
@@ -119,9 +120,8 @@ class Sketch:
         The sketch of an outer product is the circular convolution of the sketches of its factors (Pham & Pagh, KDD 2013), and
         sums over columns and maps are taken before the way back. It knows ``B A`` alone, whatever the gauge of its factors.
         """
-        sizes = {key: items.size(key) // max(1, spec.rank) for pair in spec.pairs() for key in pair}
-        dealt = {key: self._dealt(size, key) for key, size in sizes.items()}
         rank = max(1, spec.rank)
+        dealt = {key: self._dealt(items.size(key) // rank, key) for pair in spec.pairs() for key in pair}
         step = items.step(self.width * rank)
         left, right = (room(step * max(items.size(pair[side]) for pair in spec.pairs())) for side in (0, 1))
         placed = room(step, rank, self.width)
@@ -130,8 +130,7 @@ class Sketch:
             for name_a, name_b in spec.pairs():
                 a, b = items.leaves[name_a].read(rows, left), items.leaves[name_b].read(rows, right).transpose(1, 2)
                 turned = self._turned(a, *dealt[name_a], placed).mul_(self._turned(b, *dealt[name_b], placed))
-                for column in turned.unbind(1):
-                    total += column
+                total += turned.sum(1)
             out[rows] += torch.fft.irfft(total, n=self.width) * spec.scale
 
     def _turned(self, x: Tensor, signs: Tensor, places: Tensor, placed: Tensor) -> Tensor:
